@@ -1,0 +1,3 @@
+"""avloc: where in the picture does the sound come from?"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,146 @@
+"""The three objects that travel along the road: what a method is fed, and what it answers.
+
+Dimension letters used in all docstrings of the package:
+
+====  =======================================================
+B     samples of a batch
+S     sources of a sample (1 for single-source methods)
+H W   height and width in pixels
+T     audio samples of the waveform
+G     side of the ground-truth grid (224 in every published evaluator)
+====  =======================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["AVBatch", "InputSpec", "Localization"]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a method wants to be fed. Declared by the method, obeyed by the data module.
+
+    Args:
+        image_size: side of the square image, pixels.
+        resize: ``squash`` gives up the aspect ratio (every published evaluator does);
+            ``crop`` scales the short side and cuts the centre.
+        interpolation: PIL filter of that resize.
+        train_scale: training images are resized to ``int(image_size * train_scale)`` and cropped at random.
+        train_flip: probability of a horizontal flip in training.
+        sample_rate: Hz. Shards are resampled when they are written; another rate in a shard is an error.
+        seconds: length of the waveform.
+        window: which part of a longer clip is heard.
+        pad: how a shorter clip is completed.
+        channels: how stereo becomes mono. ``left_then_right`` lays the channels end to end, which is how
+            ACL-SSL reads AVSBench (``facts/acl_ssl.md`` section 2).
+        frames: pictures per sample; 1 makes every annotated frame a sample of its own.
+    """
+
+    image_size: int = 352
+    resize: Literal["squash", "crop"] = "squash"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    train_scale: float = 1.0
+    train_flip: float = 0.0
+    sample_rate: int = 16000
+    seconds: float = 10.0
+    window: Literal["head", "centre"] = "head"
+    pad: Literal["zeros", "tile"] = "zeros"
+    channels: Literal["mean", "first", "left_then_right"] = "mean"
+    frames: int = 1
+
+    @property
+    def samples(self) -> int:
+        """Length T of the waveform."""
+        return round(self.seconds * self.sample_rate)
+
+
+@dataclass
+class AVBatch:
+    """A batch before any normalisation.
+
+    Attributes:
+        key: one name per sample.
+        image: uint8 ``[B, 3, H, W]``, RGB (``[B, F, 3, H, W]`` when ``InputSpec.frames`` F > 1).
+        audio: float32 ``[B, T]`` in [-1, 1] at the method's sample rate.
+        index: int64 ``[B]``, place of the sample in its evaluation set; -1 in training.
+        truth: float32 ``[B, S, G, G]`` in [0, 1], ground-truth map of each source, or None.
+        class_id: int64 ``[B, S]``, -1 where unknown, or None.
+        sounding: bool ``[B]``, False where the true map is the zero map, or None.
+        label: class names of each sample's sources.
+        negative: kind of negative (``silence``, ``noise``, ``offscreen``, ...), "" for a positive.
+        group: interactive group of each sample, "" for none.
+        video: video of each sample, "" when unknown (AVSBench averages over batches of videos).
+        caption: one caption per sample, "" for none.
+    """
+
+    key: list[str]
+    image: Tensor
+    audio: Tensor
+    index: Tensor
+    truth: Tensor | None = None
+    class_id: Tensor | None = None
+    sounding: Tensor | None = None
+    label: list[list[str]] = field(default_factory=list)
+    negative: list[str] = field(default_factory=list)
+    group: list[str] = field(default_factory=list)
+    video: list[str] = field(default_factory=list)
+    caption: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    @property
+    def device(self) -> torch.device:
+        return self.image.device
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> AVBatch:
+        """The same batch with every tensor on ``device``."""
+        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> AVBatch:
+        return self._map(lambda x: x.pin_memory())
+
+    def take(self, rows: Sequence[int]) -> AVBatch:
+        """The samples ``rows``, in that order."""
+        index = torch.as_tensor(rows, dtype=torch.long)
+        changes: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                changes[f.name] = value[index.to(value.device)]
+            elif value:
+                changes[f.name] = [value[i] for i in rows]
+        return replace(self, **changes)
+
+    def _map(self, function: Any) -> AVBatch:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: function(v) for k, v in tensors.items() if isinstance(v, Tensor)})
+
+
+@dataclass
+class Localization:
+    """A method's answer.
+
+    Attributes:
+        heatmap: float32 ``[B, S, H, W]`` in [0, 1].
+        confidence: float32 ``[B, S]``: how sure the method is that source s sounds in the picture.
+        label: int64 ``[B, S]`` class of each source, or None.
+    """
+
+    heatmap: Tensor
+    confidence: Tensor
+    label: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.heatmap.ndim != 4 or self.confidence.shape != self.heatmap.shape[:2]:
+            raise ValueError(
+                f"Localization: heatmap must be [B, S, H, W] with confidence [B, S]; got "
+                f"{tuple(self.heatmap.shape)} and {tuple(self.confidence.shape)}."
+            )

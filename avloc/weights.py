@@ -1,0 +1,197 @@
+"""Where pretrained weights come from, and what is said when they are not there.
+
+A weight is named by a source string:
+
+=========================  ==================================================================
+``hf:OWNER/NAME``          a Hugging Face snapshot in the local cache or in ``$AVLOC_WEIGHTS``
+``file:PATH``              a file in its authors' own format
+``url-name`` of `KNOWN`    e.g. ``beats``: a file that a user downloads once into ``$AVLOC_WEIGHTS``
+``world:NAME``             the embedded world's tiny weights, part of this package
+``random``                 no file: the module keeps its initial values
+=========================  ==================================================================
+
+Nothing is ever unpickled: safetensors, or ``torch.load(weights_only=True)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+__all__ = ["KNOWN", "KnownWeight", "WeightError", "WeightFile", "load_into", "locate", "read_state", "weights_folder"]
+
+WORLD_ASSETS = Path(__file__).parent / "world" / "assets"
+
+
+class WeightError(RuntimeError):
+    """A weight file is missing, unreadable, or of another model."""
+
+
+@dataclass(frozen=True)
+class KnownWeight:
+    """A published weight file: what it is called, where its authors publish it, under which licence."""
+
+    file: str
+    homepage: str
+    licence: str
+    note: str = ""
+
+
+KNOWN: dict[str, KnownWeight] = {
+    "hf:CIDAS/clipseg-rd64-refined": KnownWeight(
+        "CIDAS--clipseg-rd64-refined/model.safetensors",
+        "the Hugging Face model page CIDAS/clipseg-rd64-refined (model.safetensors or pytorch_model.bin)",
+        "Apache-2.0",
+        "CLIP ViT-B/16 with the refined 64-dimensional decoder",
+    ),
+    "beats": KnownWeight(
+        "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt",
+        "the README of microsoft/unilm, folder beats, 'Fine-tuned BEATs_iter3+ (AS2M) (cpt2)'",
+        "MIT",
+        "AudioSet-fine-tuned; the classifier is not used",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A weight file on this machine.
+
+    Attributes:
+        source: the source string it was asked for by.
+        path: where it lies; None for ``random``.
+        sha256: of the file's bytes; "" for ``random``.
+    """
+
+    source: str
+    path: Path | None
+    sha256: str
+
+
+def weights_folder() -> Path:
+    """``$AVLOC_WEIGHTS``, else ``~/.cache/avloc/weights``."""
+    return Path(os.environ.get("AVLOC_WEIGHTS", "~/.cache/avloc/weights")).expanduser()
+
+
+def locate(source: str) -> WeightFile:
+    """The file behind a source string.
+
+    Raises:
+        WeightError: the source is malformed or its file is not on this machine; the message says which
+            file, where to get it and where to put it.
+    """
+    if source == "random":
+        return WeightFile(source, None, "")
+    for path in candidates(source):
+        if path.is_file():
+            return WeightFile(source, path, sha256(path))
+    known = KNOWN.get(source)
+    where = "\n  ".join(str(p) for p in candidates(source))
+    origin = f"Get it from {known.homepage} (licence {known.licence}) and put it at" if known else "Put it at"
+    raise WeightError(
+        f"Weights {source!r} are not on this machine. {origin} one of:\n  {where}\n"
+        f"(set AVLOC_WEIGHTS to use another folder than {weights_folder()}; `avloc weights` lists what is needed)"
+    )
+
+
+def candidates(source: str) -> list[Path]:
+    """The places where the file behind ``source`` is looked for, in order."""
+    scheme, _, name = source.partition(":")
+    if scheme == "file" and name:
+        return [Path(name).expanduser()]
+    if scheme == "world" and name:
+        return [WORLD_ASSETS / f"{name}.safetensors"]
+    if scheme == "hf" and name.count("/") == 1:
+        folder = weights_folder() / name.replace("/", "--")
+        return [folder / f for f in ("model.safetensors", "pytorch_model.bin")] + hub_cache(name)
+    if source in KNOWN:
+        return [weights_folder() / KNOWN[source].file]
+    raise WeightError(
+        f"{source!r} is no weight source. Use hf:OWNER/NAME, file:PATH, world:NAME, random, or one of "
+        f"{', '.join(sorted(k for k in KNOWN if ':' not in k))}."
+    )
+
+
+def hub_cache(name: str) -> list[Path]:
+    """Snapshots that ``huggingface-cli download`` left behind; never downloads."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = [try_to_load_from_cache(name, f) for f in ("model.safetensors", "pytorch_model.bin")]
+    return [Path(p) for p in found if isinstance(p, str)]
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: str, size: int, mtime_ns: int) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def sha256(path: Path) -> str:
+    stat = path.stat()
+    return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+def read_state(path: Path) -> dict:
+    """The content of a weight file: a state dict, or whatever dict its authors wrapped around it.
+
+    Raises:
+        WeightError: the file cannot be read without unpickling code, or is damaged.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped(path))
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as e:
+        raise WeightError(f"{path} cannot be read as weights: {e}. Download it again.") from e
+    except Exception as e:  # pickle.UnpicklingError and relatives: the file wants to run code
+        raise WeightError(
+            f"{path} is not a plain weight file ({type(e).__name__}: {e}). It is refused because loading it would "
+            "run code. Save its tensors with torch.save(state_dict) or safetensors."
+        ) from e
+
+
+def zipped(path: Path) -> bool:
+    """Whether torch can map the file instead of reading it (its zip format, since torch 1.6)."""
+    with path.open("rb") as f:
+        return f.read(2) == b"PK"
+
+
+def load_into(module: nn.Module, state: dict[str, Tensor], what: str, ignore: tuple[str, ...] = ()) -> None:
+    """Load every tensor of ``module`` from ``state``; nothing missing, nothing left over.
+
+    Args:
+        module: receives the values; half-precision files are widened to the module's dtype.
+        state: key to tensor, under the module's own key names.
+        what: name of the file, for the message.
+        ignore: key suffixes that official files carry and the module does not want.
+
+    Raises:
+        WeightError: another model's file; names up to three keys of each kind.
+    """
+    own = module.state_dict()
+    state = {k: v for k, v in state.items() if not k.endswith(ignore)} if ignore else state
+    missing = sorted(own.keys() - state.keys())
+    extra = sorted(state.keys() - own.keys())
+    shapes = [
+        f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in sorted(own.keys() & state.keys())
+        if own[k].shape != state[k].shape
+    ]
+    parts = [
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in (("missing", missing), ("unknown", extra), ("of another shape", shapes))
+        if names
+    ]
+    if parts:
+        raise WeightError(
+            f"{what} does not fit {type(module).__name__}: {'; '.join(parts)}. It is a file of another model or size."
+        )
+    module.load_state_dict(state)
