@@ -1,0 +1,139 @@
+"""ACL-SSL (Park, Senocak, Chung: "Can CLIP Help Sound Source Localization?", WACV 2024, and its journal extension)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from avloc.backbones.beats import BEATs
+from avloc.backbones.clipseg import CLIPSeg, normalise
+from avloc.methods.acl.losses import Objective
+from avloc.methods.acl.network import ACLNetwork, FeatureMask, ImageMask
+from avloc.methods.base import Localizer
+from avloc.types import AVBatch, InputSpec, Localization
+from avloc.weights import WeightError, load_into, locate, read_state
+
+__all__ = ["ACL"]
+
+
+class ACL(Localizer):
+    """Audio as a token of CLIP's text tower, CLIPSeg as the grounder, contrastive losses. Trains 7.28 M parameters.
+
+    Args:
+        clipseg: weight source of the grounder.
+        beats: weight source of the audio tower.
+        audio_proj: weight source of an official ACL checkpoint (``{"audio_proj", "masker_i"}``) to start from.
+        objective: loss weights, priors, and the paper's or the released reading of each term.
+        tokens: audio tokens of a sound: 1, 2, 4 or 8 (table 11).
+        template: words around the audio token (table 12); "{}" alone for no words.
+        image_mask: see `ACLNetwork` (table 13).
+        feature_mask: see `ACLNetwork` (table 13).
+        one_noise: see `ACLNetwork`.
+        masker: initial w and b of the image mask.
+        feature_layers: BEATs layers, counted from 1, whose outputs are heard.
+        layer_drop: let BEATs skip layers in training, as the released script does by accident.
+        image_size: side of the picture in pixels.
+        seconds: length of the sound.
+        train_scale: training pictures are resized to this multiple of the side and cropped.
+        heatmap_size: side of the heat map; every published evaluator asks for 224.
+        chunk: pictures whose pairs go through the decoder together.
+        recompute: recompute the decoder in backward instead of keeping its activations.
+        compile_towers: `torch.compile` the frozen vision tower.
+        optimizer: see `Localizer`.
+        lr_scheduler: see `Localizer`.
+    """
+
+    network: ACLNetwork
+
+    def __init__(
+        self,
+        clipseg: str = "hf:CIDAS/clipseg-rd64-refined",
+        beats: str = "beats",
+        audio_proj: str | None = None,
+        objective: Objective = Objective(),  # noqa: B008  frozen
+        tokens: int = 1,
+        template: str = "A photo of {}",
+        image_mask: ImageMask = "hard",
+        feature_mask: FeatureMask = "feature",
+        one_noise: bool = False,
+        masker: tuple[float, float] = (10.0, 14.0),
+        feature_layers: tuple[int, ...] = (4, 8, 12),
+        layer_drop: bool = False,
+        image_size: int = 352,
+        seconds: float = 10.0,
+        train_scale: float = 1.1,
+        heatmap_size: int = 224,
+        chunk: int = 8,
+        recompute: bool = False,
+        compile_towers: bool = False,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(optimizer, lr_scheduler)
+        self.save_hyperparameters(logger=False)
+        self.input_spec = InputSpec(
+            image_size=image_size,
+            train_scale=train_scale,
+            train_flip=0.5,
+            seconds=seconds,
+            channels="left_then_right",
+        )
+        self.objective, self.heatmap_size = objective, heatmap_size
+        grounder, ears = CLIPSeg.from_source(clipseg), BEATs.from_source(beats, feature_layers, layer_drop)
+        self.frozen_files = {"clipseg": grounder.file, "beats": locate(beats)}
+        self.network = self.build_network(
+            grounder,
+            ears,
+            tokens=tokens,
+            template=template,
+            image_mask=image_mask,
+            feature_mask=feature_mask,
+            one_noise=one_noise,
+            masker=masker,
+            chunk=chunk,
+            recompute=recompute,
+        )
+        if audio_proj is not None:
+            self.load_official(audio_proj)
+        if compile_towers:
+            grounder.compile_towers()
+
+    def build_network(self, grounder: CLIPSeg, ears: BEATs, **options: object) -> ACLNetwork:
+        return ACLNetwork(grounder, ears, **options)  # type: ignore[arg-type]
+
+    def load_official(self, source: str) -> None:
+        """Start from the authors' checkpoint.
+
+        Raises:
+            WeightError: the file is missing or holds another model.
+        """
+        file = locate(source)
+        assert file.path is not None, "an official checkpoint is a file"
+        state = read_state(Path(file.path))
+        if not {"audio_proj", "masker_i"} <= state.keys():
+            raise WeightError(
+                f"{file.path} is no ACL checkpoint: it has {sorted(state)[:4]}, not audio_proj and masker_i."
+            )
+        load_into(self.network.audio_proj, state["audio_proj"], str(file.path))
+        load_into(self.network.masker_i, state["masker_i"], str(file.path))
+
+    def training_losses(self, batch: AVBatch) -> dict[str, Tensor]:
+        """``acl_i``, ``acl_f``, ``area_reg`` and their weighted sum ``loss``."""
+        image = normalise(batch.image)
+        features = self.network.see(image)
+        tokens = self.network.hear(batch.audio)
+        A = self.network.ask(features, tokens, gathered=self.objective.negatives == "gathered")
+        return self.objective(self.network.pairs(image, features, A, image_level=self.objective.lambda_i != 0))
+
+    def localize(self, batch: AVBatch) -> Localization:
+        """One source a sample; the confidence is the cosine of v_f and A (`facts/metrics.md` section 4)."""
+        features = self.network.see(normalise(batch.image))
+        A = self.network.answer(features, self.network.hear(batch.audio))
+        heatmap, confidence = self.network.locate(features, A[:, None], self.heatmap_size)
+        return Localization(heatmap, confidence)
+
+

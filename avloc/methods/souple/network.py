@@ -1,0 +1,175 @@
+"""SOUPLE: context tokens computed from the picture stand in front of the audio token, in place of a template's words.
+
+``[SOT] V_1(x) ... V_M(x) [V_A] [EOT]`` goes through CLIP's text tower; everything else is ACL-SSL. What the paper
+leaves open, and the options offered for it, is listed in `facts/souple.md` section 1. Torch only.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avloc.backbones.beats import BEATs
+from avloc.backbones.clipseg import CLIPSeg, ImageFeatures
+from avloc.methods.acl.network import ACLNetwork
+from avloc.methods.losses import gather_rows
+
+__all__ = ["MetaNet", "SOUPLENetwork"]
+
+ImageFeature = Literal["pooled", "hidden", "patches"]
+Emits = Literal["shared", "separate", "only"]
+Start = Literal["normal", "words"]
+Variant = Literal["standard", "fusion", "ensemble"]
+Ensemble = Literal["features", "logits"]
+Conditioned = Literal["own", "asked"]
+
+WORDS = "a photo of a"
+
+
+class MetaNet(nn.Module):
+    """Linear - ReLU - Linear with a bottleneck of 1/16 of the input's width: image feature to context.
+
+    Args:
+        inputs: width of the image feature F_I.
+        width: width C of a text token.
+        vectors: how many vectors it emits.
+    """
+
+    def __init__(self, inputs: int, width: int, vectors: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(inputs, max(1, inputs // 16))
+        self.up = nn.Linear(max(1, inputs // 16), vectors * width)
+        self.vectors = vectors
+
+    def forward(self, F_I: Tensor) -> Tensor:
+        """``[B, inputs]`` to ``[B, vectors, C]``."""
+        return self.up(F.relu(self.down(F_I))).unflatten(-1, (self.vectors, -1))
+
+
+class SOUPLENetwork(ACLNetwork):
+    """ACL with learnable, image-conditioned context.
+
+    Args:
+        grounder: frozen CLIPSeg.
+        ears: frozen BEATs.
+        context: number M of context tokens.
+        position: place of the audio token among the M + 1, from 1; 0 means last.
+        image_feature: what enters the meta-net: CLIP's ``pooled`` L2-normalised image embedding, the ``hidden``
+            class token before projection, or the mean of the dense features of all ``patches``.
+        emits: one vector ``shared`` by (added to) every learned vector, ``separate`` vectors added, or the
+            emitted vectors ``only``.
+        start: learned vectors drawn ``normal`` with standard deviation 0.02, or the ``words`` "a photo of a" (M = 4).
+        variant: ``standard``; ``fusion``: context from the sum of picture and sound and no audio token;
+            ``ensemble``: the audio token at every position in turn, then averaged.
+        ensemble: average L2-normalised ``features`` or mask ``logits``.
+        conditioned: for picture i and the sound of sample j the context comes from j's ``own`` picture (one
+            prompt a sample), or from the picture i that is ``asked`` (CoCoOp's reading: one prompt a pair).
+        acl: options of `ACLNetwork`.
+
+    Raises:
+        ValueError: a position beyond M + 1, or ``words`` with another M than 4.
+    """
+
+    def __init__(
+        self,
+        grounder: CLIPSeg,
+        ears: BEATs,
+        *,
+        context: int = 4,
+        position: int = 0,
+        image_feature: ImageFeature = "pooled",
+        emits: Emits = "shared",
+        start: Start = "normal",
+        variant: Variant = "standard",
+        ensemble: Ensemble = "features",
+        conditioned: Conditioned = "own",
+        **acl: Any,
+    ) -> None:
+        super().__init__(grounder, ears, template="{}", **acl)
+        if not 0 <= position <= context + 1:
+            raise ValueError(f"position {position} of the audio token is not in 1..{context + 1} (0: last).")
+        self.position = position or context + 1
+        self.image_feature, self.variant, self.ensemble = image_feature, variant, ensemble
+        self.conditioned = conditioned
+        width = grounder.token_width
+        self.V = None if emits == "only" else nn.Parameter(self._initial(context, width, start))
+        inputs = grounder.config.vision_config.hidden_size if image_feature == "hidden" else grounder.width
+        if variant == "fusion" and inputs != width:
+            raise ValueError(f"fusion adds picture ({inputs}) and sound ({width}); use image_feature: pooled.")
+        self.meta_net = MetaNet(inputs, width, 1 if emits == "shared" else context)
+
+    def _initial(self, context: int, width: int, start: Start) -> Tensor:
+        if start == "normal":
+            return 0.02 * torch.randn(context, width)
+        ids = self.av_grounder.tokenize([WORDS])[0, 1:-1]
+        if len(ids) != context:
+            raise ValueError(f"start: words are the {len(ids)} tokens of {WORDS!r}; context is {context}.")
+        return self.av_grounder.embed_tokens(ids).detach().clone()
+
+    def see(self, image: Tensor) -> ImageFeatures:
+        with torch.no_grad():
+            pooled = self.image_feature != "patches"
+            return self.av_grounder.encode_image(image, reduced=True, dense=True, pooled=pooled)
+
+    def F_I(self, features: ImageFeatures) -> Tensor:  # the paper's symbol
+        """Image feature ``[B, D]`` that enters the meta-net, in float32."""
+        if self.image_feature == "hidden":
+            assert features.hidden is not None
+            return features.hidden.float()
+        if self.image_feature == "patches":
+            assert features.dense is not None
+            return F.normalize(features.dense.float().mean((-1, -2)), dim=-1)
+        assert features.pooled is not None
+        return F.normalize(features.pooled.float(), dim=-1)
+
+    def ask(self, features: ImageFeatures, tokens: Tensor, gathered: bool = False) -> Tensor:
+        F_I = self.F_I(features)
+        if self.conditioned == "own":
+            A = self.condition(F_I, tokens)
+            A = gather_rows(A) if gathered else A
+            return A.expand(len(F_I), *A.shape)
+        tokens = gather_rows(tokens) if gathered else tokens
+        B, M = len(F_I), len(tokens)
+        pictures = F_I[:, None].expand(-1, M, -1).flatten(0, 1)
+        sounds = tokens.expand(B, *tokens.shape).flatten(0, 1)
+        return self.condition(pictures, sounds).unflatten(0, (B, M))
+
+    def answer(self, features: ImageFeatures, tokens: Tensor) -> Tensor:
+        return self.condition(self.F_I(features), tokens)
+
+    def condition(self, F_I: Tensor, tokens: Tensor) -> Tensor:
+        """A of picture features ``[B, D]`` and audio tokens ``[B, K, C]`` that belong together.
+
+        Returns:
+            ``[B, D]``, or ``[B, M + 1, D]`` for an ensemble that averages mask logits.
+        """
+        if self.variant == "fusion":
+            return self.prompt(self._context(F_I + tokens.mean(1)))
+        V = self._context(F_I)
+        if self.variant == "standard":
+            return self.prompt(insert(V, tokens, self.position))
+        places = [self.prompt(insert(V, tokens, p)) for p in range(1, V.shape[1] + 2)]
+        every = F.normalize(torch.stack(places, dim=1), dim=-1)
+        return every if self.ensemble == "logits" else every.mean(1)
+
+    def _context(self, F_I: Tensor) -> Tensor:
+        """Context tokens V_m(x), ``[B, M, C]``."""
+        pi = self.meta_net(F_I)
+        return pi if self.V is None else self.V + pi
+
+    def mask_logits(self, reduced: list[Tensor], A: Tensor) -> Tensor:
+        if A.ndim == 3:
+            return super().mask_logits(reduced, A)
+        places = A.shape[2]
+        return super().mask_logits(reduced, A.flatten(1, 2)).unflatten(1, (-1, places)).mean(2)
+
+    def embedding(self, A: Tensor) -> Tensor:
+        return A if A.ndim == 3 else A.mean(2)
+
+
+def insert(V: Tensor, tokens: Tensor, position: int) -> Tensor:
+    """Audio tokens ``[B, K, C]`` among the context ``[B, M, C]``, the first at ``position`` (from 1)."""
+    return torch.cat([V[:, : position - 1], tokens, V[:, position - 1 :]], dim=1)
