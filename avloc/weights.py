@@ -26,7 +26,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-__all__ = ["KNOWN", "KnownWeight", "WeightError", "WeightFile", "load_into", "locate", "read_state", "weights_folder"]
+__all__ = [
+    "KNOWN",
+    "KnownWeight",
+    "WeightError",
+    "WeightFile",
+    "load_into",
+    "locate",
+    "read_state",
+    "weights_folder",
+]
 
 WORLD_ASSETS = Path(__file__).parent / "world" / "assets"
 
@@ -98,7 +107,7 @@ def locate(source: str) -> WeightFile:
     origin = f"Get it from {known.homepage} (licence {known.licence}) and put it at" if known else "Put it at"
     raise WeightError(
         f"Weights {source!r} are not on this machine. {origin} one of:\n  {where}\n"
-        f"(set AVLOC_WEIGHTS to use another folder than {weights_folder()}; `avloc weights` lists what is needed)"
+        f"(AVLOC_WEIGHTS names another folder than {weights_folder()}; `avloc weights` lists what is needed)"
     )
 
 
@@ -148,14 +157,21 @@ def read_state(path: Path) -> dict:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped(path))
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped(path))
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as e:
-        raise WeightError(f"{path} cannot be read as weights: {e}. Download it again.") from e
-    except Exception as e:  # pickle.UnpicklingError and relatives: the file wants to run code
         raise WeightError(
-            f"{path} is not a plain weight file ({type(e).__name__}: {e}). It is refused because loading it would "
-            "run code. Save its tensors with torch.save(state_dict) or safetensors."
+            f"{path} cannot be read as weights: {str(e) or type(e).__name__}. Download it again."
         ) from e
+    except Exception as e:  # pickle.UnpicklingError and relatives, whose own text advises to load unsafely
+        raise WeightError(
+            f"{path} is refused ({type(e).__name__}): it is damaged, or loading it would run code. "
+            "Download it again, or save its tensors alone: safetensors, or torch.save(model.state_dict())."
+        ) from e
+    if not isinstance(content, dict):
+        raise WeightError(
+            f"{path} holds a {type(content).__name__}, not named tensors. It is no weight file."
+        )
+    return content
 
 
 def zipped(path: Path) -> bool:
@@ -192,6 +208,12 @@ def load_into(module: nn.Module, state: dict[str, Tensor], what: str, ignore: tu
     ]
     if parts:
         raise WeightError(
-            f"{what} does not fit {type(module).__name__}: {'; '.join(parts)}. It is a file of another model or size."
+            f"{what} does not fit {type(module).__name__}: {'; '.join(parts)}. "
+            "It is a file of another model or size."
         )
     module.load_state_dict(state)
+
+
+def is_source(text: str) -> bool:
+    """Whether ``text`` names a weight file."""
+    return text in KNOWN or text.partition(":")[0] in ("hf", "file", "world")

@@ -1,0 +1,41 @@
+"""A trained method from its checkpoint alone."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import torch
+
+from avloc.methods.base import IDENTITY, CheckpointError, Localizer
+
+__all__ = ["load_method"]
+
+
+def load_method(checkpoint: Path, device: str | torch.device | None = None) -> Localizer:
+    """Rebuild the method that wrote a checkpoint, in eval mode.
+
+    Args:
+        checkpoint: written by `avloc fit`.
+        device: where to put it; a GPU if there is one by default.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not written by avloc.
+    """
+    try:
+        head = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except FileNotFoundError as e:
+        raise CheckpointError(f"There is no checkpoint {checkpoint}.") from e
+    except Exception as e:
+        raise CheckpointError(f"{checkpoint} cannot be read as a checkpoint ({type(e).__name__}: {e}).") from e
+    if not isinstance(head, dict) or IDENTITY not in head:
+        raise CheckpointError(f"{checkpoint} was not written by avloc: it has no {IDENTITY!r} entry.")
+    module, _, name = head[IDENTITY]["method"].rpartition(".")
+    try:
+        method = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as e:
+        raise CheckpointError(f"{checkpoint} needs {module}.{name}, which cannot be imported here: {e}.") from e
+    if not (isinstance(method, type) and issubclass(method, Localizer)):
+        raise CheckpointError(f"{checkpoint} names {module}.{name}, which is no Localizer.")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return method.load_from_checkpoint(checkpoint, map_location=device, weights_only=True).eval()
