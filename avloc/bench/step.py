@@ -1,0 +1,153 @@
+"""A training step against the passes that it cannot do without, from one run on one machine."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from avloc.backbones.clipseg import normalise
+from avloc.methods.acl import ACL
+from avloc.methods.souple import SOUPLE
+from avloc.types import AVBatch
+
+__all__ = ["Result", "build", "measure_step", "print_result", "random_batch", "unavoidable_passes"]
+
+Result = dict[str, float | int | str]
+
+WORLD = {"clipseg": "world:clipseg", "beats": "world:beats", "image_size": 64, "seconds": 2.0, "feature_layers": (1, 2, 3)}
+FULL = {"clipseg": "random", "beats": "random"}
+
+
+def build(method: Literal["acl", "souple"], full_size: bool, **options: object) -> ACL:
+    """The method with the embedded world's towers, or at the published size with random weights."""
+    kind = SOUPLE if method == "souple" else ACL
+    return kind(**(FULL if full_size else WORLD) | options)  # type: ignore[arg-type]
+
+
+def random_batch(model: ACL, batch_size: int) -> AVBatch:
+    spec = model.input_spec
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (batch_size, 3, spec.image_size, spec.image_size), generator=generator)
+    audio = 0.1 * torch.randn(batch_size, spec.samples, generator=generator)
+    keys = [f"random{i}" for i in range(batch_size)]
+    return AVBatch(keys, image.to(torch.uint8), audio, torch.full((batch_size,), -1)).to(model.device)
+
+
+def unavoidable_passes(model: ACL, batch: AVBatch) -> None:
+    """What any implementation of the objective has to compute for B samples.
+
+    BEATs and the audio projection once per sound, the text tower once per sound, each with its backward; the vision
+    tower once per clean picture without graph, and once per masked picture with the backward to its pixels; the mask
+    decoder on B x B pairs with the backward to the embeddings.
+    """
+    net = model.network
+    image = normalise(batch.image)
+    features = net.see(image)
+    A = net.answer(features, net.hear(batch.audio))
+    M = net.mask_logits(features.reduced, A.expand(len(A), *A.shape))
+    pixels = image.detach().requires_grad_()
+    pooled = net.av_grounder.encode_image(pixels, pooled=True).pooled
+    assert pooled is not None
+    (M.mean() + pooled.float().mean()).backward()
+
+
+def measure_step(
+    method: Literal["acl", "souple"] = "souple",
+    batch_size: int = 8,
+    full_size: bool = False,
+    steps: int = 3,
+    precision: Literal["32", "bf16"] = "32",
+    recompute: bool = False,
+    compile: bool = False,
+) -> Result:
+    """Measure; see `avloc.commands.bench_step` for the arguments.
+
+    Returns:
+        ``step_s``, ``unavoidable_s`` (medians), ``time_ratio``, ``flops``, ``unavoidable_flops``, ``flops_ratio``,
+        ``samples_per_s``, ``peak_bytes`` (CUDA's peak, or the process's on a CPU), and what was run on what.
+    """
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build(method, full_size, recompute=recompute, compile_towers=compile).to(device)
+    batch = random_batch(model, batch_size)
+    optimizer = model.configure_optimizers()
+
+    def autocast(run: Callable[[], object]) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            run()
+
+    def step() -> None:
+        losses: dict[str, Tensor] = {}
+        autocast(lambda: losses.update(model.training_losses(batch)))
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+
+    def unavoidable() -> None:
+        optimizer.zero_grad()
+        autocast(lambda: unavoidable_passes(model, batch))
+
+    step()  # warms up; the peak below is a step's
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unavoidable()
+    times = [(seconds(step, device), seconds(unavoidable, device)) for _ in range(steps)]
+    step_s, unavoidable_s = (statistics.median(t) for t in zip(*times, strict=True))
+    flops, unavoidable_flops = count_flops(step), count_flops(unavoidable)
+    return {
+        "method": method,
+        "batch_size": batch_size,
+        "size": "full" if full_size else "world",
+        "precision": precision,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "step_s": step_s,
+        "unavoidable_s": unavoidable_s,
+        "time_ratio": step_s / unavoidable_s,
+        "flops": flops,
+        "unavoidable_flops": unavoidable_flops,
+        "flops_ratio": flops / unavoidable_flops,
+        "samples_per_s": batch_size / step_s,
+        "peak_bytes": peak,
+    }
+
+
+def seconds(run: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def count_flops(run: Callable[[], None]) -> int:
+    # Fused attention on a CPU has no formula in the counter; the plain one is made of counted products.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run()
+    return int(counter.get_total_flops())
+
+
+def print_result(result: Result, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result))
+        return
+    table = Table("field", "value", title="avloc bench")
+    for name, value in result.items():
+        table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value)
+    Console().print(table)

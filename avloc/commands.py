@@ -1,0 +1,216 @@
+"""The plain commands: what `avloc localize`, `report`, `weights`, `world`, `bench` and `train` do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from avloc import weights as weight_files
+from avloc.cli import UsageError, find_config
+
+__all__ = ["bench_loader", "bench_step", "localize", "report", "train", "weights", "world"]
+
+TRAIN_HELP = """usage: avloc train NAME [NAME ...] [--resume] [options of `avloc fit`]
+
+Fit each experiment, test its best checkpoint, and print its table beside the published row.
+NAME is a YAML in experiments/; --resume goes on from the newest checkpoint of the experiment's newest run."""
+
+
+def train(args: list[str]) -> None:
+    """Fit, test and report experiments one after the other, each in a process of its own."""
+    count = next((i for i, a in enumerate(args) if a.startswith("-")), len(args))
+    names, options = args[:count], args[count:]
+    if not names or "--help" in options or "-h" in options:
+        print(TRAIN_HELP)
+        return
+    resume = "--resume" in options
+    options = [o for o in options if o != "--resume"]
+    configs = [find_config(name) for name in names]
+    runs = []
+    for config in configs:
+        runs_folder = Path("runs") / config.stem
+        more = ["--ckpt_path", str(newest_state(runs_folder))] if resume else []
+        print(f"avloc fit -c {config} --test_after_fit=true {' '.join(more + options)}", flush=True)
+        command = [sys.executable, "-m", "avloc.cli", "fit", "-c", str(config), "--test_after_fit=true"]
+        done = subprocess.run([*command, *more, *options])
+        if done.returncode:
+            sys.exit(done.returncode)
+        runs += newest(runs_folder.glob("version_*/results.json"))
+    if runs:
+        folders = [r.parent for r in runs]
+        print_report(folders, folders[0])
+        print("pictures: " + ", ".join(str(f / "panels") for f in folders))
+
+
+def newest(paths: Any) -> list[Path]:
+    return sorted(paths, key=lambda p: p.stat().st_mtime)[-1:]
+
+
+def newest_state(folder: Path) -> Path:
+    """The newest checkpoint of an experiment's newest run.
+
+    Raises:
+        UsageError: the experiment has none.
+    """
+    found = newest(folder.glob("version_*/checkpoints/*.ckpt"))
+    if not found:
+        raise UsageError(f"Nothing to resume: there is no checkpoint under {folder}. Leave out --resume.")
+    return found[0]
+
+
+def print_report(folders: list[Path], out: Path | None, metrics: Literal["headline", "all"] = "headline") -> None:
+    from avloc.report.tables import report as write_report
+
+    write_report(folders, out, metrics)
+
+
+def report(runs: list[Path], out: Path | None = None, metrics: Literal["headline", "all"] = "headline") -> None:
+    """Print the measured rows of tested runs beside the published rows, with the controls.
+
+    Args:
+        runs: run folders, each with a results.json.
+        out: folder for report.md, report.csv and report.tex.
+        metrics: the published columns, or everything that was measured.
+    """
+    print_report(runs, out, metrics)
+
+
+def localize(
+    clip: Path | None = None,
+    out: Path = Path("localized"),
+    image: Path | None = None,
+    audio: Path | None = None,
+    ckpt: Path | None = None,
+) -> None:
+    """Show where the sound of a video, or of a picture with a sound, comes from.
+
+    Args:
+        clip: a video with sound.
+        out: folder for the overlay video, the strip of pictures and regions.json.
+        image: a picture instead of a video.
+        audio: the sound that goes with the picture.
+        ckpt: checkpoint of a trained method; by default the newest one under runs/.
+    """
+    from avloc.localize import localize_still, localize_video
+    from avloc.methods.load import load_method
+
+    if (clip is None) == (image is None) or (image is None) != (audio is None):
+        raise UsageError("Name either a video, or --image and --audio together.")
+    found = [ckpt] if ckpt else newest(Path("runs").glob("*/version_*/checkpoints/best.ckpt"))
+    if not found:
+        raise UsageError(
+            "No trained method was found under runs/. Name one with --ckpt, or train one: make train EXP=quickstart."
+        )
+    model = load_method(found[0])
+    if clip is not None:
+        localize_video(model, clip, out)
+    else:
+        assert image is not None and audio is not None
+        localize_still(model, image, audio, out)
+    print(f"written to {out}")
+
+
+def weights(experiment: str | None = None) -> None:
+    """List the weight files that an experiment needs, or all known ones: present or not, from where, licence, SHA-256.
+
+    Args:
+        experiment: name or YAML of an experiment.
+    """
+    sources = sorted(weight_files.KNOWN)
+    if experiment is not None:
+        arguments = yaml.safe_load(find_config(experiment).read_text())["model"].get("init_args", {})
+        defaults = {"clipseg": "hf:CIDAS/clipseg-rd64-refined", "beats": "beats"}
+        values = (defaults | arguments).values()
+        sources = [v for v in values if isinstance(v, str) and weight_files.is_source(v)]
+    table = Table("source", "here", "file", "licence", "SHA-256", title="weights")
+    for source in sources:
+        known = weight_files.KNOWN.get(source)
+        places = weight_files.candidates(source)
+        path = next((p for p in places if p.is_file()), None)
+        origin = f"{path or places[0]}" + ("" if path or not known else f"\nget it from {known.homepage}")
+        licence = known.licence if known else ("Apache-2.0" if source.startswith("world:") else "")
+        digest = weight_files.sha256(path) if path else ""
+        table.add_row(source, "yes" if path else "no", origin, licence, digest)
+    Console().print(table)
+
+
+def world(out: Path = Path("data"), splits: list[str] | None = None, videos: int = 0, seconds: float = 10.0) -> None:
+    """Write the embedded world.
+
+    Args:
+        out: data folder; shards go to its subfolder ``world``, videos to ``world_videos``.
+        splits: those wanted; all by default.
+        videos: write this many .mp4 files with their csv instead of shards.
+        seconds: length of a video.
+    """
+    from avloc.world import ensure
+    from avloc.world.video import write_videos
+
+    if videos:
+        print(write_videos(out / "world_videos", videos, seconds))
+        return
+    ensure(out, *(splits or ()))
+    for index in sorted((out / "world").glob("world-*.json")):
+        print(index, json.loads(index.read_text())["count"], "records")
+
+
+def bench_step(
+    method: Literal["acl", "souple"] = "souple",
+    batch_size: int = 8,
+    full_size: bool = False,
+    steps: int = 3,
+    precision: Literal["32", "bf16"] = "32",
+    recompute: bool = False,
+    compile: bool = False,
+    json: bool = False,
+) -> None:
+    """Time, memory and FLOPs of a training step against the passes that it cannot do without.
+
+    Args:
+        method: whose step.
+        batch_size: samples of the step, B.
+        full_size: the published sizes with random weights instead of the embedded world's.
+        steps: timed repetitions; the median is printed.
+        precision: of the autocast.
+        recompute: recompute the decoder in backward.
+        compile: compile the vision tower.
+        json: print one JSON object.
+    """
+    from avloc.bench.step import measure_step, print_result
+
+    print_result(measure_step(method, batch_size, full_size, steps, precision, recompute, compile), json)
+
+
+def bench_loader(
+    train: str = "world:train",
+    root: Path = Path("data"),
+    workers: int = 1,
+    batch_size: int = 16,
+    image_size: int = 352,
+    seconds: float = 10.0,
+    batches: int = 60,
+    json: bool = False,
+) -> None:
+    """Samples per second and worker of the training loader, against a bare decode of the same bytes.
+
+    Args:
+        train: training set, as in a YAML.
+        root: data folder.
+        workers: loader processes.
+        batch_size: samples of a batch.
+        image_size: side of the pictures.
+        seconds: length of the sounds.
+        batches: batches to time.
+        json: print one JSON object.
+    """
+    from avloc.bench.loader import measure_loader
+    from avloc.bench.step import print_result
+
+    print_result(measure_loader(train, root, workers, batch_size, image_size, seconds, batches), json)

@@ -1,0 +1,210 @@
+"""The data module: names of sets in, loaders out."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from avloc.data.indexed import EvalSet, StridedSampler
+from avloc.data.shards import ShardError, read_index, remote
+from avloc.data.stream import ResumableLoader, TrainStream
+from avloc.data.transforms import collate
+from avloc.types import InputSpec
+
+__all__ = ["AVDataModule"]
+
+WORLD = "world"  # the embedded world, made on the fly
+CONVERTERS = {"vggss": "vggsound"}  # sets whose converter has another name
+
+
+class AVDataModule(LightningDataModule):
+    """Streams one training set and reads any number of evaluation sets.
+
+    A set is named ``NAME`` (``<root>/NAME/NAME-<split>.json``, split ``train`` for training, else ``test``),
+    ``NAME:SPLIT``, or by the path, URL or ``pipe:`` command of its index JSON; evaluation sets are local, and
+    ``/TAG`` after the name keeps the records with that tag. ``world:...`` is rendered when it is not there.
+
+    A run that is resumed from a checkpoint in the middle of an epoch goes on with the next batch, provided
+    that batch size, processes and workers are as before (a warning says so if not).
+
+    Args:
+        train: training set.
+        val: validation sets, in dataloader order.
+        test: test sets, in dataloader order; also those of ``predict``.
+        root: folder of the sets; ``$AVLOC_DATA``, else ``./data``.
+        batch_size: training samples per process.
+        eval_batch_size: evaluation samples per process.
+        num_workers: loader processes per process.
+        seed: of order, augmentation and shuffled sounds.
+        shuffle_buffer: window of the training shuffle, records per worker; each waits in memory as its
+            encoded bytes.
+        shuffled_sound: follow each test set by a twin whose sounds are shuffled.
+        input_spec: what a method wants; by default what the trained or tested method declares.
+        allow_missing: broken samples tolerated per evaluation set and process.
+    """
+
+    def __init__(
+        self,
+        train: str | None = None,
+        val: list[str] | None = None,
+        test: list[str] | None = None,
+        root: str | None = None,
+        batch_size: int = 16,
+        eval_batch_size: int = 16,
+        num_workers: int = 4,
+        seed: int = 0,
+        shuffle_buffer: int = 2000,
+        shuffled_sound: bool = False,
+        input_spec: InputSpec | None = None,
+        allow_missing: int = 0,
+    ) -> None:
+        super().__init__()
+        self.train, self.val, self.test = train, val or [], test or []
+        self.root = Path(root or os.environ.get("AVLOC_DATA") or "data")
+        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.seed, self.shuffle_buffer, self.shuffled_sound = seed, shuffle_buffer, shuffled_sound
+        self.input_spec, self.allow_missing = input_spec, allow_missing
+        self.train_stream: TrainStream | None = None
+        self.val_sets: list[EvalSet] = []
+        self.test_sets: list[EvalSet] = []
+
+    def prepare_data(self) -> None:
+        """Render the embedded world where it is asked for and absent."""
+        names = [self.train or "", *self.val, *self.test]
+        if any(set_name(n).partition(":")[0] == WORLD for n in names if not is_index(n)):
+            from avloc.world import ensure  # type: ignore[attr-defined,unused-ignore]
+
+            ensure(self.root)
+
+    def setup(self, stage: str) -> None:
+        """Read the indexes that a stage needs.
+
+        Raises:
+            ShardError: a set is absent; the message names set, path and the command that writes it.
+        """
+        if stage == "fit" and self.train and self.train_stream is None:
+            self.train_stream = TrainStream(
+                read_index(self.find(self.train, "train")),
+                self.spec,
+                self.batch_size,
+                rank=self.trainer.global_rank if self.trainer else 0,
+                world=self.trainer.world_size if self.trainer else 1,
+                workers=self.num_workers,
+                seed=self.seed,
+                buffer=self.shuffle_buffer,
+            )
+        if stage in ("fit", "validate") and not self.val_sets:
+            self.val_sets = [self.eval_set(n) for n in self.val]
+        if stage in ("test", "predict") and not self.test_sets:
+            twins = [None, self.seed] if self.shuffled_sound else [None]
+            self.test_sets = [self.eval_set(n, shuffle) for n in self.test for shuffle in twins]
+
+    @property
+    def spec(self) -> InputSpec:
+        """What is fed: ``input_spec``, else the method's own.
+
+        Raises:
+            ValueError: neither is known.
+        """
+        method = self.trainer.lightning_module if self.trainer else None
+        spec = self.input_spec or getattr(method, "input_spec", None)
+        if spec is None:
+            raise ValueError("AVDataModule: give input_spec, or use it with a method that declares one.")
+        return spec
+
+    def find(self, name: str, split: str) -> str:
+        """Where the index of a set is; ``split`` unless the name holds one."""
+        if is_index(name):
+            return name
+        dataset, _, own = set_name(name).partition(":")
+        path = self.root / dataset / f"{dataset}-{own or split}.json"
+        if not path.is_file():
+            raise ShardError(
+                f"Set {name!r}: {path} is missing. Write it with "
+                f"`python -m data_prep.{CONVERTERS.get(dataset, dataset)} --out {self.root} ...` (--help), "
+                "or set root or $AVLOC_DATA to the folder that holds it."
+            )
+        return str(path)
+
+    def eval_set(self, name: str, shuffle_sound: int | None = None) -> EvalSet:
+        """The evaluation set of that name, called ``name`` in results."""
+        return EvalSet(
+            self.find(name, "test"),
+            self.spec,
+            tags=() if is_index(name) else tuple(name.split("/")[1:]),
+            shuffle_sound=shuffle_sound,
+            allow_missing=self.allow_missing,
+            name=None if is_index(name) else name,
+        )
+
+    def train_dataloader(self) -> ResumableLoader | list[Any]:
+        if self.train_stream is None:
+            return []
+        # Lightning and torch warn of any IterableDataset with a length; this one's is exact on every rank and
+        # worker.
+        warnings.filterwarnings("ignore", ".*`IterableDataset` has `__len__` defined.*")
+        return ResumableLoader(
+            self.train_stream, self._place, persistent_workers=self.num_workers > 0, **self._options()
+        )
+
+    def val_dataloader(self) -> list[DataLoader]:
+        warnings.filterwarnings(
+            "ignore", "Total length of `list` across ranks is zero"
+        )  # no validation is fine
+        return [self._eval_loader(s) for s in self.val_sets]
+
+    def test_dataloader(self) -> list[DataLoader]:
+        return [self._eval_loader(s) for s in self.test_sets]
+
+    def predict_dataloader(self) -> list[DataLoader]:
+        return self.test_dataloader()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place of the run: epoch, and batches of it that were trained on."""
+        epoch, batch = self._place() if self.trainer and self.train_stream else (0, 0)
+        return {"epoch": epoch, "batch": batch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to do: the trainer restores its own count, and `ResumableLoader` asks for it."""
+
+    def _place(self) -> tuple[int, int]:
+        loop: Any = self.trainer.fit_loop  # type: ignore[union-attr]
+        # "processed" counts a batch from its optimiser step on, so it is right in checkpoints of
+        # on_train_batch_end, before validation and at the end of an epoch alike.
+        return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.processed
+
+    def _eval_loader(self, dataset: EvalSet) -> DataLoader:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        try:
+            sampler = StridedSampler(rank, len(dataset), world)
+        except ValueError as e:
+            raise ShardError(f"{dataset.name}: {e}") from e
+        return DataLoader(
+            dataset, batch_size=self.eval_batch_size, sampler=sampler, collate_fn=collate, **self._options()
+        )
+
+    def _options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
+        if self.num_workers:
+            # Decoding sound is reported to deadlock in forked workers (facts/platform.md section 1). What is
+            # imported before the fork server forks is not imported again by every worker of every loader.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["avloc.data.stream", "avloc.data.indexed"])
+            options["multiprocessing_context"] = context
+        return options
+
+
+def is_index(name: str) -> bool:
+    """Whether a set is given by its index and not by name."""
+    return name.endswith(".json") or name.startswith("pipe:") or (remote(name) and "://" in name)
+
+
+def set_name(name: str) -> str:
+    return name.split("/")[0]

@@ -1,0 +1,450 @@
+"""Writing shards, and the index that says what is in them.
+
+``<folder>/<name>-<split>-000000.tar`` ... and ``<folder>/<name>-<split>.json``. What goes into which shard
+follows from the keys, the groups and the seed alone, so it is decided before any media is read: a writer that
+was killed goes
+on where it stopped, several jobs can write parts of one set, and media never pile up in memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import webdataset
+
+from avloc.data.schema import SCHEMA_VERSION, Record, Sample
+
+__all__ = [
+    "Index",
+    "Job",
+    "Shard",
+    "ShardError",
+    "ShardWriter",
+    "Skipped",
+    "WriteReport",
+    "read_index",
+    "write_shards",
+]
+
+log = logging.getLogger(__name__)
+
+
+class ShardError(RuntimeError):
+    """A shard or index cannot be written or read as a whole."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar of a set: file name (or path, URL, ``pipe:`` command), records, bytes, SHA-256 of the bytes."""
+
+    file: str
+    count: int
+    bytes: int
+    sha256: str
+
+
+@dataclass
+class Index:
+    """What a set's index JSON says.
+
+    Attributes:
+        dataset, split: the set.
+        count: records of all shards.
+        shards: in the order of their numbers; ``file`` is relative to the index.
+        classes: records per class name of their first target.
+        licence: of the content.
+        schema: version of the records' schema.
+        url: where the index was read from.
+    """
+
+    dataset: str
+    split: str
+    count: int
+    shards: list[Shard]
+    classes: dict[str, int] = field(default_factory=dict)
+    licence: str = ""
+    schema: int = SCHEMA_VERSION
+    url: str = ""
+
+    def locate(self, shard: int) -> str:
+        """Path, URL or ``pipe:`` command of a shard."""
+        file = self.shards[shard].file
+        if remote(file) or os.path.isabs(file):
+            return file
+        return f"{self.url.rpartition('/')[0]}/{file}" if "/" in self.url else file
+
+
+@dataclass(frozen=True)
+class Job:
+    """A sample that can be made when its turn comes.
+
+    Attributes:
+        key: the record's key (`avloc.data.schema.sample_key`).
+        make: gives the sample, or None to skip it; what it raises is reported as the reason for skipping.
+        group: jobs of one group end up side by side in one shard; "" for none.
+    """
+
+    key: str
+    make: Callable[[], Sample | None]
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A job without a sample, and why."""
+
+    key: str
+    reason: str
+
+
+@dataclass
+class WriteReport:
+    """What `write_shards` did.
+
+    Attributes:
+        index: path of the index; None while other parts are unwritten.
+        written: records in the shards of this part, kept ones included.
+        skipped: every job of this part that gave no sample.
+    """
+
+    index: Path | None
+    written: int
+    skipped: list[Skipped]
+
+
+def make(job: Job) -> Sample | Skipped:
+    """The sample of a job, or why there is none. Runs in a worker process where the caller maps with a
+    pool."""
+    try:
+        sample = job.make()
+    except OSError as e:
+        if e.errno == errno.ENOSPC:
+            raise
+        return Skipped(job.key, f"{type(e).__name__}: {e}")
+    except Exception as e:
+        return Skipped(job.key, f"{type(e).__name__}: {e}" if not isinstance(e, ValueError) else str(e))
+    return sample or Skipped(job.key, "nothing was made")
+
+
+def write_shards(
+    folder: Path | str,
+    name: str,
+    split: str,
+    jobs: Iterable[Job | Sample],
+    *,
+    records_per_shard: int = 500,
+    seed: int = 0,
+    licence: str = "",
+    num_parts: int = 1,
+    part: int = 0,
+    mapper: Callable[[Sequence[Job]], Iterator[Sample | Skipped]] = lambda jobs: map(make, jobs),
+    progress: Callable[[int], None] = lambda n: None,
+) -> WriteReport:
+    """Write a set, or the rest of it: finished shards with the same plan are kept.
+
+    Args:
+        folder: made when absent.
+        name, split: of the set; part of the file names.
+        jobs: samples, or jobs that make them; unique keys. Their order does not matter.
+        records_per_shard: jobs per shard; skipped ones leave a shard with fewer records.
+        seed: of the order of records over shards.
+        licence: for the index.
+        num_parts, part: write only the part-th of num_parts ranges of shards; the job that finishes the last
+            of all ranges writes the index.
+        mapper: ``map(make, jobs)`` in another way, e.g. with a pool of processes; keeps the order.
+        progress: called with the number of further jobs done.
+
+    Raises:
+        ShardError: duplicate keys, a job's sample with another key, or no space left; nothing half-written
+            stays.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = sorted((j if isinstance(j, Job) else as_job(j) for j in jobs), key=lambda j: j.key)
+    twins = [a.key for a, b in pairwise(todo) if a.key == b.key]
+    if twins:
+        raise ShardError(
+            f"{name}-{split}: key {twins[0]} occurs twice ({len(twins)} such keys). Keys must be unique."
+        )
+    plan = pack(todo, records_per_shard, seed)
+    files = [f"{name}-{split}-{i:06d}.tar" for i in range(len(plan))]
+    mine = np.array_split(np.arange(len(plan)), num_parts)[part].tolist()
+    for i in mine:
+        if finished(folder, files[i], fingerprint(plan[i])) is None:
+            write_one(folder, files[i], plan[i], mapper, progress)
+        else:
+            progress(len(plan[i]))
+    notes = {i: finished(folder, files[i], fingerprint(plan[i])) for i in range(len(plan))}
+    own = [note for i in mine if (note := notes[i])]
+    report = WriteReport(
+        index=None,
+        written=sum(n["count"] for n in own),
+        skipped=[Skipped(*s) for n in own for s in n["skipped"]],
+    )
+    if all(notes.values()):
+        report.index = write_index(folder, name, split, [n for n in notes.values() if n], licence)
+        for stale in folder.glob(f"{name}-{split}-[0-9]*.tar"):
+            if stale.name not in files:
+                stale.unlink()  # of an earlier, longer plan of the same set
+    return report
+
+
+class ShardWriter:
+    """Collect samples of a small set and write them when the ``with`` block ends without an error.
+
+    Media stay in memory until then: for a large set, use `write_shards` with jobs.
+
+    Args:
+        folder, name, split, records_per_shard, seed, licence: see `write_shards`.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        name: str,
+        split: str,
+        records_per_shard: int = 500,
+        seed: int = 0,
+        licence: str = "",
+    ) -> None:
+        self.folder, self.name, self.split = Path(folder), name, split
+        self.options: dict[str, Any] = dict(records_per_shard=records_per_shard, seed=seed, licence=licence)
+        self.samples: list[Sample] = []
+        self.report: WriteReport | None = None
+
+    def add(self, record: Record, members: dict[str, bytes]) -> None:
+        """One more sample.
+
+        Raises:
+            SchemaError: the record is invalid, or promises a member that is not there.
+        """
+        sample = Sample(record, members)
+        record.validate()
+        for member in record.members:
+            sample.member(member)
+        self.samples.append(sample)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.report = write_shards(self.folder, self.name, self.split, self.samples, **self.options)
+
+
+def as_job(sample: Sample) -> Job:
+    return Job(sample.key, lambda: sample, sample.record.group or "")
+
+
+def pack(jobs: Sequence[Job], per_shard: int, seed: int) -> list[list[Job]]:
+    """Jobs of each shard: groups in a random order, never cut (a group larger than a shard makes one of its
+    own)."""
+    groups: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(("group", job.group) if job.group else ("key", job.key), []).append(job)
+    units = list(groups.values())
+    shards: list[list[Job]] = []
+    for i in np.random.default_rng(seed).permutation(len(units)):
+        if not shards or len(shards[-1]) + len(units[i]) > per_shard:
+            shards.append([])
+        shards[-1].extend(units[i])
+    return shards
+
+
+def fingerprint(jobs: Sequence[Job]) -> str:
+    """Identity of a shard's plan: schema version and keys in order."""
+    return hashlib.sha256("\n".join([str(SCHEMA_VERSION), *(j.key for j in jobs)]).encode()).hexdigest()
+
+
+def note_path(folder: Path, file: str) -> Path:
+    return folder / ".parts" / f"{file.removesuffix('.tar')}.json"
+
+
+def finished(folder: Path, file: str, plan: str) -> dict[str, Any] | None:
+    """The note about a shard that is complete and of this plan, else None."""
+    try:
+        note = json.loads(note_path(folder, file).read_text())
+        same = note["plan"] == plan and (not note["count"] or (folder / file).stat().st_size == note["bytes"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return note if same else None
+
+
+def write_one(
+    folder: Path,
+    file: str,
+    jobs: Sequence[Job],
+    mapper: Callable[[Sequence[Job]], Iterator[Sample | Skipped]],
+    progress: Callable[[int], None],
+) -> None:
+    """Make and write one shard under a temporary name; give it its own name when it is whole and on the
+    disk."""
+    for stale in folder.glob(f".tmp-{file}-*"):
+        stale.unlink()  # of a writer that was killed
+    temporary = folder / f".tmp-{file}-{os.getpid()}"
+    skipped: list[tuple[str, str]] = []
+    classes: Counter[str] = Counter()
+    count = 0
+    try:
+        with temporary.open("wb") as f:
+            with webdataset.TarWriter(f, encoder=False, mtime=0, user="avloc", group="avloc") as tar:
+                for job, made in zip(jobs, mapper(jobs), strict=True):
+                    if isinstance(made, Skipped):
+                        skipped.append((made.key, made.reason))
+                    else:
+                        if made.key != job.key:
+                            raise ShardError(
+                                f"{file}: the job {job.key} made a sample with the key {made.key}."
+                            )
+                        meta = made.record.to_json().encode()
+                        tar.write({"__key__": made.key, "meta.json": meta, **made.members})
+                        classes[made.record.label] += 1
+                        count += 1
+                    progress(1)
+            f.flush()
+            os.fsync(f.fileno())
+        size = temporary.stat().st_size
+        with temporary.open("rb") as f:
+            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        note = dict(
+            file=file,
+            count=count,
+            bytes=size,
+            sha256=digest,
+            plan=fingerprint(jobs),
+            classes=classes,
+            skipped=skipped,
+        )
+        if count:
+            temporary.replace(folder / file)
+        write_json(note_path(folder, file), note)
+    except OSError as e:
+        raise no_space(folder, file, e) from e
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_index(folder: Path, name: str, split: str, notes: Sequence[dict[str, Any]], licence: str) -> Path:
+    shards = [Shard(n["file"], n["count"], n["bytes"], n["sha256"]) for n in notes if n["count"]]
+    classes = sum((Counter(n["classes"]) for n in notes), Counter())
+    index = Index(name, split, sum(s.count for s in shards), shards, dict(sorted(classes.items())), licence)
+    path = folder / f"{name}-{split}.json"
+    content = {"schema": index.schema} | asdict(index)
+    del content["url"]
+    try:
+        write_json(path, content)
+    except OSError as e:
+        raise no_space(folder, path.name, e) from e
+    return path
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        with temporary.open("w") as f:
+            json.dump(content, f, indent=1)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def no_space(folder: Path, file: str, error: OSError) -> Exception:
+    if error.errno != errno.ENOSPC:
+        return error
+    return ShardError(
+        f"No space left in {folder} while writing {file}; what was begun is removed, finished shards stay. "
+        "Free some space and run the same command again: it goes on from there."
+    )
+
+
+def read_index(url: Path | str) -> Index:
+    """The index of a set.
+
+    Args:
+        url: local path, URL, or ``pipe:`` command.
+
+    Raises:
+        ShardError: absent, not an index, or of an unknown schema version.
+    """
+    url = str(url)
+    try:
+        with webdataset.gopen(url) as f:
+            data = json.loads(f.read())
+        if data["schema"] != SCHEMA_VERSION:
+            raise ShardError(
+                f"{url}: schema version {data['schema']!r} is unknown, this avloc reads {SCHEMA_VERSION}. "
+                "Update avloc, or write the shards again."
+            )
+        shards = [Shard(s["file"], s["count"], s["bytes"], s["sha256"]) for s in data["shards"]]
+        index = Index(
+            data["dataset"], data["split"], data["count"], shards, data["classes"], data["licence"], url=url
+        )
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ShardError(
+            f"{url} cannot be read as an index of shards ({type(e).__name__}: {e}). "
+            "Name the JSON that data_prep wrote beside the tars, or run data_prep again to write it."
+        ) from e
+    if index.count != sum(s.count for s in shards):
+        raise ShardError(f"{url}: count {index.count} is not the sum of its shards. Run data_prep again.")
+    return index
+
+
+def remote(url: str) -> bool:
+    """Whether ``url`` is a ``pipe:`` command or has a scheme, so that it is no path."""
+    return bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", url))
+
+
+def check_member(name: str, where: str) -> str:
+    """``name`` itself, if it stays inside of the tar.
+
+    Raises:
+        ShardError: an absolute path or one that climbs out.
+    """
+    if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name):
+        raise ShardError(
+            f"{where} holds a member called {name!r}, which points outside of the archive. "
+            "It was not written by avloc: do not use it, get the shard from its source again."
+        )
+    return name
+
+
+def read_shard(url: str) -> Iterator[dict[str, bytes]]:
+    """Records of a tar, front to back: member name to bytes, and ``__key__``.
+
+    Args:
+        url: local path, URL, or ``pipe:`` command.
+
+    Raises:
+        ShardError: absent, unreadable or cut off, or with a member that points outside.
+    """
+    from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+    try:
+        with webdataset.gopen(url) as stream:
+            files = tar_file_iterator(stream, rename_files=lambda n: check_member(n, url), skip_meta=None)
+            yield from group_by_keys((f | {"__url__": url} for f in files), lcase=False)
+    except ShardError:
+        raise
+    except (OSError, tarfile.TarError, ValueError, EOFError) as e:
+        raise ShardError(
+            f"{url} cannot be read ({type(e).__name__}: {e}). Get or write this shard again."
+        ) from e

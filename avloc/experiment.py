@@ -1,0 +1,104 @@
+"""One experiment under LightningCLI: what every YAML has in common is said here, once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from avloc.data.module import AVDataModule
+from avloc.evaluation.evaluator import Evaluator
+from avloc.methods.base import Localizer
+from avloc.report.published import Reference
+from avloc.report.telemetry import Panels, Provenance, Throughput, default_loggers
+
+__all__ = ["RUNS", "ExperimentCLI"]
+
+RUNS = "runs"  # folder of all runs, in the working directory
+
+
+class ExperimentCLI(LightningCLI):
+    """LightningCLI with the callbacks, loggers and checks of this project.
+
+    Top-level keys of a YAML besides ``model``, ``data`` and ``trainer``: ``experiment`` (name, default the file's),
+    ``reproduces`` (the published row), ``test_after_fit``, and the settings of the callbacks that every run has:
+    ``evaluator``, ``checkpoint`` (the best model), ``resume`` (the newest state), ``panels``.
+    """
+
+    @classmethod
+    def run(cls, args: list[str]) -> ExperimentCLI:
+        torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it
+        strict = {"allow_abbrev": False}
+        return cls(
+            Localizer,
+            AVDataModule,
+            subclass_mode_model=True,
+            args=args,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={**strict, **{c: strict for c in ("fit", "validate", "test", "predict")}},
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would let the checkpoint's hyper-parameters overrule the YAML without a word, even with another
+        # method's. Here the YAML stands, and Localizer.on_load_checkpoint refuses what does not fit it.
+        return
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        # Nothing is unpickled, checkpoints included.
+        return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--experiment", type=str, default="", help="name of the run; the YAML's by default")
+        parser.add_argument("--reproduces", type=Reference | None, default=None, help="published row to compare with")
+        parser.add_argument("--test_after_fit", type=bool, default=False, help="test the best checkpoint when fitted")
+        parser.add_lightning_class_args(Evaluator, "evaluator")
+        parser.add_lightning_class_args(Panels, "panels")
+        parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(ModelCheckpoint, "resume")
+        parser.set_defaults(
+            {
+                "checkpoint.filename": "best",
+                "checkpoint.enable_version_counter": False,
+                "resume.filename": "resume",
+                "resume.enable_version_counter": False,
+                "resume.save_on_train_epoch_end": True,
+                "resume.every_n_train_steps": None,
+                "resume.every_n_epochs": 1,
+            }
+        )
+
+    @property
+    def settings(self) -> Any:
+        return self.config[self.subcommand]
+
+    def before_instantiate_classes(self) -> None:
+        if not self.settings.experiment:
+            files = self.settings.get("config") or ["run"]
+            self.settings.experiment = Path(str(files[0])).stem
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        settings = self.settings
+        own = self._get(self.config_init, "trainer").get("callbacks") or []
+        callbacks: list[Callback] = [*own, Provenance(settings.experiment, settings.reproduces)]
+        if sys.stdout.isatty() and settings.trainer.enable_progress_bar is not False:
+            callbacks.append(RichProgressBar())
+        if settings.trainer.logger in (None, True) and not settings.trainer.fast_dev_run:
+            kwargs["logger"] = default_loggers(settings.trainer.default_root_dir or RUNS, settings.experiment)
+        kwargs["callbacks"] = callbacks
+        return super().instantiate_trainer(**kwargs)
+
+    def after_fit(self) -> None:
+        if self.settings.test_after_fit and not self.trainer.interrupted:
+            best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint))
+            self.trainer.test(
+                self.model, self.datamodule, ckpt_path=best.best_model_path or None, weights_only=True
+            )

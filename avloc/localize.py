@@ -1,0 +1,509 @@
+"""Any video, or a still and a sound, to pictures and numbers: what ``avloc localize`` does.
+
+A video is read three times side by side (frames to analyse, frames to draw on, sound to copy), so that memory
+does not grow with its length; only its mono soundtrack is unpacked, into a temporary file beside the output.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from av.container import OutputContainer
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from rich.progress import Progress
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional as F
+
+from avloc.data.media import MediaError, audio_16k, opened
+from avloc.data.transforms import fit_audio, fit_image
+from avloc.methods.base import Localizer
+from avloc.report.panels import Pixels, beside, captioned, overlay, panel_strip, png
+from avloc.types import AVBatch, InputSpec
+
+__all__ = ["localize_still", "localize_video"]
+
+TICKS = 90_000  # per second: MPEG's own clock, exact for every common frame rate
+AAC_RATES = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
+SHORTEST_SOUND = 0.1  # seconds
+LONGEST_SOUND = 3600.0  # seconds that are read of the sound to a still
+SMALLEST_REGION = 0.001  # share of the picture
+KEY_MOMENTS = 6
+STRIP_HEIGHT = 240
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The answer for one analysed frame: heat maps ``[S, h, w]`` in [0, 1] and confidences ``[S]``."""
+
+    time: float
+    heatmap: Tensor
+    confidence: Tensor
+
+    @property
+    def heat(self) -> Tensor:
+        """The hottest source at each place, ``[h, w]``."""
+        return self.heatmap.amax(0)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What is known of a video beforehand: upright size in pixels, seconds, start on its own clock."""
+
+    path: Path
+    width: int
+    height: int
+    duration: float
+    origin: float
+    rate: Fraction
+    pixel_aspect: Fraction | None
+
+
+def localize_video(
+    model: Localizer,
+    video: Path | str,
+    out: Path | str,
+    fps: float | None = None,
+    window_s: float | None = None,
+    threshold: float = 0.5,
+    alpha: float = 0.6,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Write ``overlay.mp4``, ``strip.png`` and ``regions.json`` for a video.
+
+    Args:
+        model: on the device where it shall run.
+        video: any file that FFmpeg reads, with a picture and a sound stream.
+        out: folder; made when missing. Nothing is left there when the video fails.
+        fps: analysed frames per second (default 4); heat maps between them are interpolated linearly.
+        window_s: seconds of sound that each analysed frame is heard with, centred at the frame and shifted
+            inwards at the ends (default and most: the method's own length).
+        threshold: a region is where the heat map is at least this.
+        alpha: opacity of the overlay.
+        batch_size: analysed frames per forward pass.
+        progress: show a progress bar.
+
+    Returns:
+        The content of ``regions.json``. Boxes are ``[x0, y0, x1, y1]`` with exclusive ends, centres are
+        ``[x, y]``: in pixels of the upright picture and, under ``*_normalised``, as shares of its sides.
+
+    Raises:
+        MediaError: the file is missing, damaged, without pictures or without sound.
+        ValueError: fps, window_s or batch_size out of range.
+    """
+    spec = model.input_spec
+    fps = 4.0 if fps is None else fps
+    window = spec.seconds if window_s is None else window_s
+    if fps <= 0 or batch_size < 1 or not 0 < window <= spec.seconds:
+        raise ValueError(
+            f"localize needs fps > 0, batch_size >= 1 and 0 < window_s <= {spec.seconds} (the method's own "
+            f"length); got fps={fps}, batch_size={batch_size}, window_s={window}."
+        )
+    out = Path(out)
+    clip = probe(Path(video))
+    out.mkdir(parents=True, exist_ok=True)
+    with reported_space(out), tempfile.TemporaryDirectory(dir=out, prefix=".localize-") as folder:
+        sound = soundtrack(clip, spec.sample_rate, Path(folder) / "sound.f32")
+        times: list[dict[str, Any]] = []
+        key_pictures: dict[int, tuple[float, Pixels]] = {}
+        moments = analysed(model, clip, sound, fps, window, batch_size)
+        moments = recorded(moments, times, clip, threshold)
+        with Progress(disable=not progress) as bar:
+            task = bar.add_task(f"localize {clip.path.name}", total=clip.duration)
+            with av.open(str(Path(folder) / "overlay.mp4"), "w", format="mp4") as target:
+                writer = OverlayWriter(target, clip)
+                for time, picture, heat, moment in with_heat(clip, moments):
+                    drawn = overlay(picture.transpose(2, 0, 1), heat, alpha=alpha)
+                    writer.write(time, drawn)
+                    if moment is not None:
+                        keep_key_moment(key_pictures, moment, drawn, clip.duration)
+                    bar.update(task, completed=min(time, clip.duration))
+                writer.close()
+            bar.update(task, completed=clip.duration)
+        result = {
+            "source": clip.path.name,
+            "method": type(model).__name__,
+            "width": clip.width,
+            "height": clip.height,
+            "duration": round(clip.duration, 3),
+            "analysed_fps": fps,
+            "window_s": window,
+            "threshold": threshold,
+            "times": times,
+        }
+        pictures = [picture for _, (_, picture) in sorted(key_pictures.items())]
+        finish(Path(folder), out, {"strip.png": png(beside(pictures)), "regions.json": as_json(result)})
+    return result
+
+
+def localize_still(
+    model: Localizer,
+    image: Path | str,
+    audio: Path | str,
+    out: Path | str,
+    threshold: float = 0.5,
+    alpha: float = 0.6,
+) -> dict[str, Any]:
+    """Write ``overlay.png``, ``strip.png`` and ``regions.json`` for a picture and a sound.
+
+    Args:
+        model, out, threshold, alpha: as in `localize_video`.
+        image: any picture that Pillow reads; its EXIF orientation is obeyed.
+        audio: any sound, or a video whose sound is taken; cut or completed to the method's ``InputSpec``.
+
+    Returns:
+        The content of ``regions.json``: as in `localize_video`, with one entry at time 0.
+
+    Raises:
+        MediaError: a file is missing, damaged, or holds too little sound.
+    """
+    spec, out = model.input_spec, Path(out)
+    picture = np.asarray(read_image(Path(image)))
+    sound = audio_16k(Path(audio), spec.sample_rate, seconds=LONGEST_SOUND)
+    refuse_short(sound, spec.sample_rate, Path(audio))
+    (moment,) = ask(model, [(0.0, picture, sound)])
+    height, width = picture.shape[:2]
+    result = {
+        "source": Path(image).name,
+        "sound": Path(audio).name,
+        "method": type(model).__name__,
+        "width": width,
+        "height": height,
+        "threshold": threshold,
+        "times": [described(moment, width, height, threshold)],
+    }
+    planes = picture.transpose(2, 0, 1)
+    out.mkdir(parents=True, exist_ok=True)
+    with reported_space(out), tempfile.TemporaryDirectory(dir=out, prefix=".localize-") as folder:
+        files = {
+            "overlay.png": png(overlay(planes, moment.heat, alpha=alpha)),
+            "strip.png": png(panel_strip(planes, None, moment.heat, threshold=threshold)),
+            "regions.json": as_json(result),
+        }
+        finish(Path(folder), out, files)
+    return result
+
+
+# Reading
+
+
+def probe(path: Path) -> Clip:
+    """Size, length and clock of a video.
+
+    Raises:
+        MediaError: the file is missing, unreadable, or lacks pictures or sound.
+    """
+    with opened(path) as container:
+        if not container.streams.video:
+            raise MediaError(f"{path} holds no pictures. Use --image PICTURE --audio {path.name}.")
+        if not container.streams.audio:
+            raise MediaError(
+                f"{path} has no sound, and localisation needs one. Add a sound track, or use "
+                "--image PICTURE --audio SOUND."
+            )
+        stream = container.streams.video[0]
+        frame = next(container.decode(stream), None)
+        if frame is None or frame.time is None:
+            raise MediaError(f"{path} holds no picture that can be decoded. Convert it with FFmpeg.")
+        origin = frame.time
+        if container.start_time is not None:
+            origin = min(origin, container.start_time / av.time_base)
+        if container.duration:
+            duration = container.duration / av.time_base
+        else:
+            ends = (float(p.pts * p.time_base) for p in container.demux(stream) if p.pts is not None)
+            duration = max(ends, default=origin) - origin
+        height, width = upright(frame).shape[:2]
+        aspect = stream.sample_aspect_ratio
+        if aspect and frame.rotation % 180:
+            aspect = 1 / aspect
+        rate = Fraction(stream.average_rate or 25).limit_denominator(1001)
+        return Clip(path, width, height, duration, origin, rate, aspect)
+
+
+def frames(clip: Clip) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Seconds since the clip's start, and the frame, in the order in which they are shown."""
+    with opened(clip.path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        for frame in container.decode(stream):
+            if frame.time is not None:
+                yield frame.time - clip.origin, frame
+
+
+def upright(frame: av.VideoFrame) -> Pixels:
+    """The frame as it is meant to be seen, uint8 ``[H, W, 3]``."""
+    picture = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+    return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))
+
+
+def soundtrack(clip: Clip, rate: int, file: Path) -> NDArray[np.float32]:
+    """The whole sound in mono at ``rate``, float32 ``[N]`` in [-1, 1], mapped from ``file``.
+
+    Raises:
+        MediaError: less than 0.1 s of sound.
+    """
+    resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
+    with opened(clip.path) as container, file.open("wb") as target:
+        written = None
+        for frame in chain(container.decode(container.streams.audio[0]), [None]):
+            if written is None and frame is not None:
+                written = max(0, round(((frame.time or 0) - clip.origin) * rate))
+                target.write(bytes(4 * written))
+            for part in resampler.resample(frame):
+                samples = part.to_ndarray()[0]
+                target.write(samples.astype(np.float32, copy=False).clip(-1, 1).tobytes())
+    if file.stat().st_size == 0:
+        raise MediaError(f"{clip.path} has a sound stream without sound. Add a sound track.")
+    sound: NDArray[np.float32] = np.memmap(file, np.float32, "r")
+    refuse_short(sound, rate, clip.path)
+    return sound
+
+
+def heard(sound: NDArray[np.float32], centre: float, seconds: float, rate: int) -> NDArray[np.float32]:
+    """The part of the sound around ``centre`` (s), shifted inwards where it would stick out."""
+    length = round(seconds * rate)
+    start = max(0, min(round(centre * rate) - length // 2, len(sound) - length))
+    return np.array(sound[start : start + length])
+
+
+def refuse_short(sound: NDArray[np.float32], rate: int, path: Path) -> None:
+    if len(sound) < SHORTEST_SOUND * rate:
+        raise MediaError(
+            f"{path} holds only {len(sound) / rate:.3f} s of sound; at least {SHORTEST_SOUND} s are needed. "
+            "Give a longer one."
+        )
+
+
+def read_image(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError as e:
+        raise MediaError(f"{path} does not exist.") from e
+    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
+        raise MediaError(f"{path} cannot be read as a picture: {e}. Save it as PNG or JPEG again.") from e
+
+
+# Asking the model
+
+
+def analysed(
+    model: Localizer, clip: Clip, sound: NDArray[np.float32], fps: float, seconds: float, batch_size: int
+) -> Iterator[Moment]:
+    """The answers for the first frame and then for ``fps`` frames a second, in order, asked in batches."""
+    spec = model.input_spec
+
+    def chosen() -> Iterator[tuple[float, Pixels, NDArray[np.float32]]]:
+        due = -math.inf
+        for time, frame in frames(clip):
+            if time >= due:
+                due = (math.floor(time * fps + 1e-6) + 1) / fps - 1e-6
+                yield time, upright(frame), heard(sound, time, seconds, spec.sample_rate)
+
+    samples = chosen()
+    while group := list(islice(samples, batch_size)):
+        yield from ask(model, group)
+
+
+@torch.inference_mode()
+def ask(model: Localizer, group: Sequence[tuple[float, Pixels, NDArray[np.float32]]]) -> list[Moment]:
+    """One forward pass over (time, picture ``[H, W, 3]``, waveform)."""
+    spec = model.input_spec
+    if spec.frames != 1:
+        raise ValueError(f"{type(model).__name__} wants {spec.frames} frames a sample; localize gives one.")
+    batch = AVBatch(
+        key=[f"{time:.3f}" for time, _, _ in group],
+        image=torch.stack([torch.from_numpy(fit_image(Image.fromarray(p), spec)) for _, p, _ in group]),
+        audio=torch.stack([torch.from_numpy(fit_audio(sound[:, None], spec)) for _, _, sound in group]),
+        index=torch.arange(len(group)),
+    )
+    training = model.training
+    answer = model.eval().localize(batch.to(model.device))
+    model.train(training)
+    heatmap, confidence = answer.heatmap.float().cpu(), answer.confidence.float().cpu()
+    return [
+        Moment(time, on_whole_picture(heatmap[i], picture, spec), confidence[i])
+        for i, (time, picture, _) in enumerate(group)
+    ]
+
+
+def on_whole_picture(heatmap: Tensor, picture: Pixels, spec: InputSpec) -> Tensor:
+    """Heat maps ``[S, h, w]`` over the whole picture: zero where a method saw only a centre crop."""
+    if spec.resize == "squash":
+        return heatmap
+    (height, width), short = picture.shape[:2], min(picture.shape[:2])
+    x = round(heatmap.shape[2] * (width / short - 1) / 2)
+    y = round(heatmap.shape[1] * (height / short - 1) / 2)
+    return F.pad(heatmap, (x, x, y, y))
+
+
+def with_heat(clip: Clip, moments: Iterator[Moment]) -> Iterator[tuple[float, Pixels, Tensor, Moment | None]]:
+    """Every frame with its heat map ``[h, w]``, and with the moment that was analysed at it, if one was."""
+    before, after = next(moments), next(moments, None)
+    fresh: Moment | None = before
+    for time, frame in frames(clip):
+        while after is not None and after.time <= time:
+            before, after = after, next(moments, None)
+            fresh = before
+        heat = before.heat
+        if after is not None:
+            share = (time - before.time) / (after.time - before.time)
+            heat = torch.lerp(heat, after.heat, min(max(share, 0.0), 1.0))
+        yield time, upright(frame), heat, fresh
+        fresh = None
+
+
+# Writing
+
+
+def described(moment: Moment, width: int, height: int, threshold: float) -> dict[str, Any]:
+    """One entry of ``regions.json``: connected regions of each source, the largest first."""
+    found = [
+        region
+        for source, plane in enumerate(moment.heatmap.numpy())
+        for region in regions(plane, source, width, height, threshold)
+    ]
+    return {
+        "time": round(moment.time, 4),
+        "confidence": [round(c, 4) for c in moment.confidence.tolist()],
+        "regions": sorted(found, key=lambda region: -region["area_share"]),
+    }
+
+
+def regions(
+    heatmap: NDArray[np.float32], source: int, width: int, height: int, threshold: float
+) -> list[dict[str, Any]]:
+    """Connected regions (eight neighbours) where a map is at least ``threshold``, without specks."""
+    labels, _ = ndimage.label(heatmap >= threshold, structure=np.ones((3, 3)))
+    rows, columns = heatmap.shape
+    found = []
+    for label, (y, x) in enumerate(ndimage.find_objects(labels), start=1):
+        inside = labels[y, x] == label
+        share = float(inside.sum() / heatmap.size)
+        if share < SMALLEST_REGION:
+            continue
+        heat = heatmap[y, x][inside]
+        place = np.argwhere(inside).mean(0) + np.array([y.start + 0.5, x.start + 0.5])
+        box = [x.start / columns, y.start / rows, x.stop / columns, y.stop / rows]
+        centre = [place[1] / columns, place[0] / rows]
+        found.append(
+            {
+                "source": source,
+                "box": scaled(box, width, height),
+                "box_normalised": [round(float(v), 4) for v in box],
+                "centre": scaled(centre, width, height),
+                "centre_normalised": [round(float(v), 4) for v in centre],
+                "area_share": round(share, 4),
+                "confidence": round(float(heat.mean()), 4),
+                "peak": round(float(heat.max()), 4),
+            }
+        )
+    return found
+
+
+def scaled(place: Sequence[float], width: int, height: int) -> list[int]:
+    """Shares of the picture's sides in whole pixels; x and y alternate."""
+    return [round(float(v) * (height if i % 2 else width)) for i, v in enumerate(place)]
+
+
+class OverlayWriter:
+    """H.264 pictures at their own times, with the clip's sound as AAC, written side by side."""
+
+    def __init__(self, target: OutputContainer, clip: Clip) -> None:
+        self.target, self.clip = target, clip
+        self.video = target.add_stream("libx264", rate=clip.rate, options={"crf": "20", "preset": "veryfast"})
+        self.video.width, self.video.height = clip.width + clip.width % 2, clip.height + clip.height % 2
+        self.video.pix_fmt = "yuv420p"
+        self.video.codec_context.time_base = Fraction(1, TICKS)
+        if clip.pixel_aspect:
+            self.video.codec_context.sample_aspect_ratio = clip.pixel_aspect
+        self.sound = self._sound()
+        self.waiting = next(self.sound)
+        rate, channels = self.waiting.sample_rate, self.waiting.layout.nb_channels
+        self.audio = target.add_stream("aac", rate=rate if rate in AAC_RATES else 48_000)
+        self.audio.layout = "mono" if channels == 1 else "stereo"
+
+    def write(self, time: float, picture: Pixels) -> None:
+        """One frame ``[H, W, 3]``, after all sound that comes before it."""
+        while self.waiting is not None and self.waiting.time <= time:
+            self.target.mux(self.audio.encode(self.waiting))
+            self.waiting = next(self.sound, None)
+        odd = ((0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0))  # H.264 wants even sides
+        frame = av.VideoFrame.from_ndarray(np.pad(picture, odd, mode="edge"), format="rgb24")
+        frame.pts, frame.time_base = round(time * TICKS), Fraction(1, TICKS)
+        self.target.mux(self.video.encode(frame))
+
+    def close(self) -> None:
+        """The rest of the sound, and what the encoders hold back."""
+        while self.waiting is not None:
+            self.target.mux(self.audio.encode(self.waiting))
+            self.waiting = next(self.sound, None)
+        self.target.mux(self.audio.encode(None))
+        self.target.mux(self.video.encode(None))
+
+    def _sound(self) -> Iterator[Any]:
+        with opened(self.clip.path) as container:
+            for frame in container.decode(container.streams.audio[0]):
+                start = round(((frame.time or 0) - self.clip.origin) * frame.sample_rate)
+                frame.pts, frame.time_base = max(0, start), Fraction(1, frame.sample_rate)
+                yield frame
+
+
+def keep_key_moment(
+    kept: dict[int, tuple[float, Pixels]], moment: Moment, drawn: Pixels, duration: float
+) -> None:
+    """Hold the surest moment of each sixth of the clip, at the strip's height."""
+    part = min(int(KEY_MOMENTS * moment.time / max(duration, 1e-6)), KEY_MOMENTS - 1)
+    score = float(moment.confidence.max() * moment.heat.max())
+    if part not in kept or score > kept[part][0]:
+        height, width = drawn.shape[:2]
+        small = Image.fromarray(drawn).resize((max(1, round(width * STRIP_HEIGHT / height)), STRIP_HEIGHT))
+        kept[part] = (score, captioned(np.asarray(small), f"{moment.time:.2f} s"))
+
+
+def recorded(
+    moments: Iterator[Moment], times: list[dict[str, Any]], clip: Clip, threshold: float
+) -> Iterator[Moment]:
+    """The same moments; each leaves its description in ``times``."""
+    for moment in moments:
+        times.append(described(moment, clip.width, clip.height, threshold))
+        yield moment
+
+
+def as_json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=1).encode()
+
+
+def finish(folder: Path, out: Path, files: dict[str, bytes]) -> None:
+    """Write the small files into the temporary folder, then give every result its final place."""
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    for name in [*files, "overlay.mp4"]:
+        if (folder / name).exists():
+            (folder / name).replace(out / name)
+
+
+@contextmanager
+def reported_space(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        if e.errno != errno.ENOSPC:
+            raise
+        raise OSError(errno.ENOSPC, f"No space left in {out}: free some or choose another folder") from e

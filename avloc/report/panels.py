@@ -1,0 +1,231 @@
+"""Pictures of a localisation: overlay, panel strip, gallery, and a page with sound that opens offline."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import soundfile
+import torch
+from jinja2 import Environment
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["Panel", "gallery", "overlap", "overlay", "page", "panel_strip", "png", "wav"]
+
+Pixels = NDArray[np.uint8]
+GREEN = (64, 255, 96)
+GAP = 4
+THRESHOLD = 0.5
+
+
+@dataclass
+class Panel:
+    """One sample with its answer.
+
+    Attributes:
+        key: the sample's name.
+        image: uint8 ``[3, H, W]``.
+        heatmap: float ``[h, w]`` in [0, 1].
+        truth: float ``[g, g]`` in [0, 1], or None.
+        label: class name or kind of negative, "" when unknown.
+        audio: float32 ``[T]`` in [-1, 1], or None.
+        rate: samples per second of ``audio``.
+    """
+
+    key: str
+    image: Tensor
+    heatmap: Tensor
+    truth: Tensor | None = None
+    label: str = ""
+    audio: Tensor | None = None
+    rate: int = 16000
+
+    @property
+    def overlap(self) -> float | None:
+        """`overlap` with the truth at 0.5; None without a truth."""
+        return None if self.truth is None else overlap(self.heatmap, self.truth)
+
+
+def overlap(heatmap: Tensor, truth: Tensor, threshold: float = THRESHOLD) -> float:
+    """cIoU of one sample: found truth over truth plus false area (``facts/metrics.md`` section 1).
+
+    With a binary truth this is the IoU. Both empty counts as 1.
+
+    Args:
+        heatmap: ``[h, w]`` in [0, 1]; resized bilinearly to the truth.
+        truth: ``[g, g]`` in [0, 1].
+        threshold: the map is positive where it is at least this.
+    """
+    truth = truth.float()
+    positive = resized(heatmap, truth.shape[-2:]) >= threshold
+    union = truth.sum() + (positive & (truth == 0)).sum()
+    return float((truth * positive).sum() / union) if union > 0 else 1.0
+
+
+def overlay(
+    image: Tensor | Pixels, heatmap: Tensor, truth: Tensor | None = None, alpha: float = 0.6
+) -> Pixels:
+    """The heat map laid over the picture; cold pixels stay as they are.
+
+    Args:
+        image: uint8 ``[3, H, W]``.
+        heatmap: ``[h, w]`` in [0, 1]; resized bilinearly to the image.
+        truth: ``[g, g]``; its outline is drawn where given.
+        alpha: opacity where the map is 1; elsewhere in proportion to the map.
+
+    Returns:
+        uint8 ``[H, W, 3]``.
+    """
+    picture = torch.tensor(image) if isinstance(image, np.ndarray) else image
+    picture = picture.permute(1, 2, 0).float().cpu()
+    heat = resized(heatmap, picture.shape[:2]).clamp(0, 1)
+    colour = colours()[(heat * 255).round().long()]
+    mixed = torch.lerp(picture, colour, (alpha * heat).unsqueeze(-1))
+    drawn = mixed.round().to(torch.uint8).numpy()
+    return drawn if truth is None else outlined(drawn, truth)
+
+
+def panel_strip(
+    image: Tensor | Pixels,
+    truth: Tensor | None,
+    heatmap: Tensor,
+    label: str = "",
+    iou: float | None = None,
+    threshold: float = THRESHOLD,
+) -> Pixels:
+    """Picture, ground-truth outline (where there is a truth), overlay and binarised map side by side.
+
+    Args:
+        image, heatmap, truth: as in `overlay`.
+        label, iou: written above; None leaves the IoU out.
+        threshold: of the binarised map.
+
+    Returns:
+        uint8 ``[H + caption, n W + gaps, 3]``.
+    """
+    picture = np.ascontiguousarray(np.asarray(image).transpose(1, 2, 0))
+    found = resized(heatmap, picture.shape[:2]) >= threshold
+    tiles = [picture]
+    if truth is not None:
+        tiles.append(outlined(picture, truth))
+    tiles += [overlay(image, heatmap, truth), np.where(found.numpy()[..., None], picture, picture // 5)]
+    strip = beside([tile.astype(np.uint8) for tile in tiles])
+    text = "   ".join([label] * bool(label) + ([f"IoU {iou:.2f}"] if iou is not None else []))
+    return captioned(strip, text)
+
+
+def gallery(panels: Sequence[Panel], path: Path | str, title: str = "") -> None:
+    """One PNG with a `panel_strip` per panel, one above the other."""
+    strips = [panel_strip(p.image, p.truth, p.heatmap, p.label or p.key, p.overlap) for p in panels]
+    height = sum(s.shape[0] for s in strips)
+    canvas = np.full((height, max((s.shape[1] for s in strips), default=1), 3), 255, np.uint8)
+    top = 0
+    for strip in strips:
+        canvas[top : top + strip.shape[0], : strip.shape[1]] = strip
+        top += strip.shape[0]
+    Path(path).write_bytes(png(captioned(canvas, title) if title else canvas))
+
+
+def page(panels: Sequence[Panel], path: Path | str, title: str = "") -> None:
+    """One HTML file with pictures and playable sounds inside; it opens without a network."""
+    rows = [
+        {
+            "key": p.key,
+            "label": p.label,
+            "overlap": p.overlap,
+            "picture": inline(png(panel_strip(p.image, p.truth, p.heatmap)), "image/png"),
+            "sound": None if p.audio is None else inline(wav(p.audio, p.rate), "audio/wav"),
+        }
+        for p in panels
+    ]
+    template = Environment(autoescape=True).from_string(PAGE)
+    Path(path).write_text(template.render(title=title, rows=rows), encoding="utf-8")
+
+
+def png(picture: Pixels) -> bytes:
+    """A picture uint8 ``[H, W, 3]`` as PNG."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
+
+
+def wav(audio: Tensor, rate: int) -> bytes:
+    """A waveform ``[T]`` in [-1, 1] as 16-bit WAV."""
+    file = io.BytesIO()
+    soundfile.write(file, audio.detach().float().cpu().numpy(), rate, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
+def outlined(picture: Pixels, truth: Tensor, colour: tuple[int, int, int] = GREEN) -> Pixels:
+    """The picture with the outline of ``truth > 0``, two pixels wide and inside the region."""
+    inside = (resized(truth, picture.shape[:2], "nearest-exact") > 0).float()[None, None]
+    # The zero padding beyond the picture keeps the outline of a region that touches its border.
+    core = -F.max_pool2d(-F.pad(inside, (2, 2, 2, 2)), kernel_size=5, stride=1)
+    edge = (inside > core)[0, 0].numpy()
+    return np.where(edge[..., None], np.array(colour, np.uint8), picture).astype(np.uint8)
+
+
+def resized(plane: Tensor, size: Sequence[int], mode: str = "bilinear") -> Tensor:
+    """A map ``[h, w]`` at another size, float32 on the CPU."""
+    plane = plane.detach().float().cpu()
+    if tuple(plane.shape) == tuple(size):
+        return plane
+    return F.interpolate(plane[None, None], size=tuple(size), mode=mode)[0, 0]
+
+
+def beside(tiles: Sequence[Pixels]) -> Pixels:
+    gap = np.full((tiles[0].shape[0], GAP, 3), 255, np.uint8)
+    return np.concatenate([part for tile in tiles for part in (gap, tile)][1:], axis=1)
+
+
+def captioned(picture: Pixels, text: str) -> Pixels:
+    """The picture under a line of text; unchanged where there is none."""
+    if not text:
+        return picture
+    size = max(12, min(22, picture.shape[1] // 40))
+    band = Image.new("RGB", (picture.shape[1], int(size * 1.7)), "white")
+    ImageDraw.Draw(band).text((GAP, size * 0.25), text, fill="black", font=ImageFont.load_default(size))
+    return np.concatenate([np.asarray(band), picture], axis=0)
+
+
+def inline(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+@cache
+def colours() -> Tensor:
+    """256 colours from cold to hot, float ``[256, 3]`` in 0..255."""
+    return torch.tensor(
+        matplotlib.colormaps["turbo"](np.linspace(0, 1, 256))[:, :3] * 255, dtype=torch.float32
+    )
+
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
+<style>
+ body { font: 15px system-ui, sans-serif; margin: 2em; color: #222 }
+ figure { margin: 0 0 2em } img { max-width: 100%; display: block } audio { margin-top: .4em; width: 24em }
+ figcaption { margin-bottom: .4em } .key { color: #777 }
+</style>
+<h1>{{ title }}</h1>
+<p>Picture, ground truth where there is one, heat map over the picture, and the part found at 0.5.</p>
+{% for row in rows %}
+<figure>
+ <figcaption><b>{{ row.label or row.key }}</b>
+ {% if row.overlap is not none %} IoU {{ "%.2f"|format(row.overlap) }}{% endif %}
+ {% if row.label %}<span class="key">{{ row.key }}</span>{% endif %}</figcaption>
+ <img src="{{ row.picture }}" alt="{{ row.label or row.key }}">
+ {% if row.sound %}<audio controls src="{{ row.sound }}"></audio>{% endif %}
+</figure>
+{% endfor %}
+</html>
+"""

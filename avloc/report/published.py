@@ -1,0 +1,210 @@
+"""The papers' own numbers, as printed, next to which a run's numbers are laid.
+
+One YAML per paper in ``avloc/report/published``; their header comments explain the fields. Values are kept as
+strings, so that ``84.80`` stays ``84.80``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+__all__ = ["Paper", "PublishedError", "Reference", "Row", "Table", "Value", "find", "load", "papers"]
+
+FOLDER = Path(__file__).parent / "published"
+LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # leaves every scalar a string
+
+
+class PublishedError(LookupError):
+    """No such paper, table or row; the message lists those that exist."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where a published row stands: the arguments of `find`."""
+
+    paper: str
+    table: str
+    method: str
+    variant: str | None = None
+    ogl: bool = False
+
+
+@dataclass(frozen=True)
+class Value:
+    """One printed cell.
+
+    Attributes:
+        benchmark: test set, e.g. ``vggss``.
+        metric: e.g. ``ciou``.
+        printed: the digits as printed.
+        unit: ``percent`` or ``fraction``.
+        threshold: overlap at which a sample counts as a success, as printed; None where there is none.
+    """
+
+    benchmark: str
+    metric: str
+    printed: str
+    unit: str
+    threshold: str | None
+
+    @property
+    def percent(self) -> str:
+        """The printed digits in percent: ``0.879`` becomes ``87.9``."""
+        return self.printed if self.unit == "percent" else str(Decimal(self.printed).scaleb(2))
+
+    @property
+    def fraction(self) -> float:
+        return float(Decimal(self.percent).scaleb(-2))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a paper's table.
+
+    Attributes:
+        method, variant: what was measured; ``variant`` is None where the paper names none.
+        group: ``prior``, ``baseline``, ``ours`` or ``ablation``.
+        flags: ``ogl``, ``oracle``, ``ours``, ``zero_shot``; None where the paper does not say.
+        trained_on: training data, None where the paper does not say.
+        values: the row's cells, in the paper's order.
+        doubts: what could not be taken at face value about this row or its whole table.
+    """
+
+    method: str
+    variant: str | None
+    group: str
+    flags: dict[str, bool | None]
+    trained_on: str | None
+    values: tuple[Value, ...]
+    doubts: tuple[str, ...]
+
+    def value(self, benchmark: str, metric: str) -> Value | None:
+        """The cell of a benchmark and a metric; None where the paper leaves it empty."""
+        return next((v for v in self.values if (v.benchmark, v.metric) == (benchmark, metric)), None)
+
+    @property
+    def name(self) -> str:
+        """Method, variant and ``+ OGL`` in one line."""
+        name = f"{self.method} ({self.variant})" if self.variant else self.method
+        return f"{name} + OGL" if self.flags["ogl"] else name
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a paper."""
+
+    id: str
+    caption: str
+    benchmarks: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper and its result tables; ``year`` as printed."""
+
+    key: str
+    title: str
+    authors: str
+    venue: str | None
+    year: str | None
+    tables: tuple[Table, ...]
+
+
+def papers() -> list[str]:
+    """Keys of the papers whose numbers are here."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+@cache
+def load(paper: str) -> Paper:
+    """All tables of a paper.
+
+    Raises:
+        PublishedError: there is no such paper.
+    """
+    path = FOLDER / f"{paper}.yaml"
+    if paper not in papers():
+        raise PublishedError(f"No published numbers for paper {paper!r}; there are {', '.join(papers())}.")
+    content = yaml.load(path.read_text(), LOADER)
+    about = content["paper"]
+    tables = tuple(read_table(table, content["doubts"]) for table in content["tables"])
+    venue, year = nullable(about["venue"]), nullable(about["year"])
+    return Paper(about["key"], about["title"], about["authors"], venue, year, tables)
+
+
+def find(paper: str, table: str, method: str, variant: str | None = None, ogl: bool = False) -> Row:
+    """One row of a paper's table, with the cells of all blocks in which the table is printed.
+
+    Args:
+        paper: key, e.g. ``souple``.
+        table: its number as printed, e.g. ``"1"``.
+        method, variant: as printed in that table.
+        ogl: the row with object-guided refinement.
+
+    Raises:
+        PublishedError: there is no such row; the message lists the table's rows.
+    """
+    tables = {t.id: t for t in load(paper).tables}
+    if str(table) not in tables:
+        raise PublishedError(f"Paper {paper!r} has no table {table!r}; there are {', '.join(tables)}.")
+    rows = tables[str(table)].rows
+    blocks = [r for r in rows if (r.method, r.variant, bool(r.flags["ogl"])) == (method, variant, ogl)]
+    if not blocks:
+        names = "; ".join(dict.fromkeys(r.name for r in rows))
+        wanted = f"{method} ({variant})" if variant else method
+        raise PublishedError(
+            f"Table {table} of {paper!r} has no row {wanted!r} with ogl={ogl}; its rows are: {names}."
+        )
+    return replace(
+        blocks[0],
+        values=tuple(v for r in blocks for v in r.values),
+        doubts=tuple(dict.fromkeys(d for r in blocks for d in r.doubts)),
+    )
+
+
+def read_table(table: dict[str, Any], doubts: list[dict[str, str]]) -> Table:
+    mine = [d for d in doubts if concerns_table(d["table"], table["id"])]
+    names = [n for r in table["rows"] for n in (r["method"], nullable(r["variant"])) if n]
+    rows = tuple(read_row(row, table.get("trained_on", "null"), mine, names) for row in table["rows"])
+    return Table(table["id"], table["caption"], tuple(table["benchmarks"]), rows)
+
+
+def read_row(row: dict[str, Any], trained_on: str, doubts: list[dict[str, str]], names: list[str]) -> Row:
+    own = [n for n in (row["method"], nullable(row["variant"])) if n]
+    return Row(
+        method=row["method"],
+        variant=nullable(row["variant"]),
+        group=row["group"],
+        flags={k: {"true": True, "false": False, "null": None}[v] for k, v in row["flags"].items()},
+        trained_on=nullable(row.get("trained_on", trained_on)),
+        values=tuple(
+            Value(v["benchmark"], v["metric"], v["value"], v["unit"], nullable(v["threshold"]))
+            for v in row["values"]
+        ),
+        doubts=tuple(
+            f"{d['cell']}: {d['note']}"
+            for d in doubts
+            if any(mentions(d["cell"], n) for n in own) or not any(mentions(d["cell"], n) for n in names)
+        ),
+    )
+
+
+def concerns_table(tables: str, table: str) -> bool:
+    """Whether a doubt's ``table`` field ("all", "1, 2", "2 against acl_ssl table 8") names this table."""
+    return tables == "all" or table in re.split(r"\s*,\s*", tables.split(" against ")[0])
+
+
+def mentions(cell: str, name: str) -> bool:
+    return re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", cell) is not None
+
+
+def nullable(text: str) -> str | None:
+    return None if text == "null" else text

@@ -1,0 +1,333 @@
+"""What a run leaves behind: speed and memory curves, sample panels, and where it came from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import wandb
+import yaml
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from wandb.sdk.lib import wbauth
+
+from avloc.methods.base import Localizer
+from avloc.report.panels import Panel, gallery, overlay, page
+from avloc.report.published import Reference
+from avloc.types import AVBatch, Localization
+
+__all__ = ["Panels", "Provenance", "Throughput", "default_loggers", "git_state", "wandb_offline"]
+
+PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGES = (
+    "avloc",
+    "torch",
+    "lightning",
+    "torchmetrics",
+    "transformers",
+    "webdataset",
+    "numpy",
+    "pillow",
+    "av",
+)
+
+
+def wandb_offline() -> bool:
+    """Whether W&B shall stay on this machine: as ``WANDB_MODE`` says, else unless the user is logged in.
+
+    Logged in means a key in ``WANDB_API_KEY`` or, for ``WANDB_BASE_URL``, in netrc; nothing is sent anywhere.
+    """
+    mode = os.environ.get("WANDB_MODE")
+    if mode:
+        return mode not in ("online", "shared")
+    # Not wandb.setup(): it freezes W&B's settings before Lightning sets the mode; init would ask for a key.
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    return not (os.environ.get("WANDB_API_KEY") or wbauth.read_netrc_auth(host=host))
+
+
+def default_loggers(save_dir: Path | str, name: str) -> list[Logger]:
+    """A CSV logger, whose folder is the run's, and W&B beside it; no network unless `wandb_offline` says so.
+
+    Args:
+        save_dir: folder of all runs.
+        name: the experiment's; the run's folder is ``save_dir/name/version_N``.
+    """
+    offline = wandb_offline()
+    # An offline run's pictures and sounds wait there for `wandb sync`; W&B's own choice is the home folder.
+    os.environ.setdefault("WANDB_DATA_DIR", str(Path(save_dir).absolute() / "wandb"))
+    # Lightning turns offline into WANDB_MODE=dryrun, which would override a user's "disabled".
+    mode = os.environ.get("WANDB_MODE") or ("offline" if offline else "online")
+    options: dict[str, Any] = {"name": name, "save_dir": save_dir, "project": "avloc", "mode": mode}
+    return [CSVLogger(save_dir, name=name), WandbLogger(offline=offline, **options)]
+
+
+class Throughput(Callback):
+    """Logs ``time/samples_per_s`` over all processes, ``memory/gpu_peak_gb`` and ``lr`` while training.
+
+    Speed is a mean over ``log_every_n_steps`` batches, with their loading and without validation.
+    """
+
+    def __init__(self) -> None:
+        self.started, self.samples = 0.0, 0
+
+    def restart(self) -> None:
+        self.started, self.samples = time.perf_counter(), 0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.restart()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.restart()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: AVBatch, batch_idx: int
+    ) -> None:
+        # Every process trains on equally many samples, so nothing has to be gathered.
+        self.samples += len(batch) * trainer.world_size
+        every: int = getattr(trainer, "log_every_n_steps", 50)
+        if (batch_idx + 1) % every:
+            return
+        values = {"time/samples_per_s": self.samples / max(time.perf_counter() - self.started, 1e-9)}
+        if pl_module.device.type == "cuda":
+            values["memory/gpu_peak_gb"] = torch.cuda.max_memory_allocated(pl_module.device) / 1e9
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        values |= {"lr" if not i else f"lr/{i}": float(group["lr"]) for i, group in enumerate(groups)}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+        self.restart()
+
+
+class Panels(Callback):
+    """Pictures with sound of the first samples of each evaluation set.
+
+    Writes ``panels/<set>.png`` and ``panels/<set>.html`` into the run's folder and, with a `WandbLogger`, a
+    table ``panels/<set>``. Process zero shows the samples that it scored.
+
+    Args:
+        count: samples per set.
+        every_n_epochs: in training, after which validations; 0 for none.
+    """
+
+    def __init__(self, count: int = 8, every_n_epochs: int = 5) -> None:
+        self.count, self.every_n_epochs = count, every_n_epochs
+        self.held: dict[str, list[Panel]] = {}
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.held = {}
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.held = {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: AVBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self.wanted(trainer):
+            self.add(trainer, pl_module, outputs, batch, dataloader_idx, "val")
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: AVBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.add(trainer, pl_module, outputs, batch, dataloader_idx, "test")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.wanted(trainer):
+            self.write(trainer, "val_")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.write(trainer, "")
+
+    def wanted(self, trainer: Trainer) -> bool:
+        if trainer.sanity_checking:
+            return False
+        if trainer.state.fn != "fit":
+            return True
+        return bool(self.every_n_epochs) and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+    def add(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        answer: Localization,
+        batch: AVBatch,
+        loader: int,
+        stage: str,
+    ) -> None:
+        """Keep what is still missing of a set's first samples."""
+        held = self.held.setdefault(set_name(trainer, loader, stage), [])
+        if trainer.is_global_zero and len(held) < self.count:
+            rate = pl_module.input_spec.sample_rate if isinstance(pl_module, Localizer) else 16_000
+            held += panels_of(batch.take(range(min(self.count - len(held), len(batch)))), answer, rate)
+
+    def write(self, trainer: Trainer, prefix: str) -> None:
+        """Both files of each set, and the W&B table."""
+        folder = run_folder(trainer) / "panels"
+        if not trainer.is_global_zero:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, panels in self.held.items():
+            slug = prefix + "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+            gallery(panels, folder / f"{slug}.png", name)
+            page(panels, folder / f"{slug}.html", name)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    step = {"trainer/global_step": trainer.global_step}
+                    logger.experiment.log({f"panels/{slug}": wandb_table(panels)} | step)
+        self.held = {}
+
+
+class Provenance(Callback):
+    """Writes ``run.json`` and the loggers' configuration: what ran, from which code, on which weights.
+
+    Args:
+        experiment: the run's name in reports; "" for its folder's name.
+        reproduces: the published row that the run is to be compared with.
+    """
+
+    def __init__(self, experiment: str = "", reproduces: Reference | None = None) -> None:
+        self.experiment, self.reproduces = experiment, reproduces
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.record(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.record(trainer, pl_module)
+
+    def record(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero:
+            return
+        frozen = getattr(pl_module, "frozen_files", {})
+        about: dict[str, Any] = {
+            "experiment": self.experiment,
+            "method": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
+            "reproduces": asdict(self.reproduces) if self.reproduces else None,
+            "git": git_state(),
+            "packages": versions(),
+            "weights": {name: {"source": f.source, "sha256": f.sha256} for name, f in frozen.items()},
+            "parameters": parameters(pl_module),
+            "processes": trainer.world_size,
+            "precision": str(trainer.precision),
+            "config": configuration(trainer),
+        }
+        print(parameter_line(pl_module))
+        for logger in trainer.loggers:
+            logger.log_hyperparams({"provenance": about})
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / "run.json.part"
+        part.write_text(json.dumps(about, indent=1, default=str) + "\n")
+        part.replace(folder / "run.json")
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """The first logger's folder. To be asked on every process, since Lightning broadcasts it."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def set_name(trainer: Trainer, loader: int, stage: str) -> str:
+    """The evaluation set behind a loader, marked where its sounds are shuffled."""
+    sets = getattr(getattr(trainer, "datamodule", None), f"{stage}_sets", None)
+    if not sets:
+        return f"set{loader}"
+    return f"{sets[loader].name} shuffled sound" if sets[loader].shuffled else str(sets[loader].name)
+
+
+def panels_of(batch: AVBatch, answer: Localization, rate: int) -> list[Panel]:
+    """The samples of a batch on the CPU; several sources are shown as one map, the hottest at each place."""
+    truth = None if batch.truth is None else batch.truth.float().amax(1).cpu()
+    image = (batch.image if batch.image.ndim == 4 else batch.image[:, 0]).cpu()
+    heat = answer.heatmap[: len(batch)].detach().float().amax(1).cpu()
+    names = [", ".join(labels) for labels in batch.label] if batch.label else [""] * len(batch)
+    kinds = batch.negative or [""] * len(batch)
+    return [
+        Panel(
+            key=batch.key[i],
+            image=image[i],
+            heatmap=heat[i],
+            truth=None if truth is None else truth[i],
+            label=" / ".join(part for part in (names[i], kinds[i]) if part),
+            audio=batch.audio[i].float().cpu(),
+            rate=rate,
+        )
+        for i in range(len(batch))
+    ]
+
+
+def wandb_table(panels: Sequence[Panel]) -> wandb.Table:
+    table = wandb.Table(columns=["key", "image", "overlay", "label", "IoU", "sound"])
+    for p in panels:
+        table.add_data(
+            p.key,
+            wandb.Image(p.image.permute(1, 2, 0).numpy()),
+            wandb.Image(overlay(p.image, p.heatmap, p.truth)),
+            p.label,
+            p.overlap,
+            None if p.audio is None else wandb.Audio(p.audio.numpy(), sample_rate=p.rate),
+        )
+    return table
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the code that runs, and whether it was changed since; empty outside of a checkout."""
+    try:
+        top = git("rev-parse", "--show-toplevel")
+        if Path(top).resolve() != PACKAGE.parent:
+            return {}
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def git(*arguments: str) -> str:
+    command = ["git", "-C", str(PACKAGE), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "cuda": torch.version.cuda or ""}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = ""
+    return found
+
+
+def configuration(trainer: Trainer) -> Any:
+    """What LightningCLI was configured with; None for a trainer built in Python."""
+    saver = next((c for c in trainer.callbacks if isinstance(c, SaveConfigCallback)), None)  # type: ignore[attr-defined]
+    return None if saver is None else yaml.safe_load(saver.parser.dump(saver.config, skip_none=False))
+
+
+def parameters(module: LightningModule) -> dict[str, int]:
+    counts = [(p.numel(), p.requires_grad) for p in module.parameters()]
+    return {"trainable": sum(n for n, trained in counts if trained), "total": sum(n for n, _ in counts)}
+
+
+def parameter_line(module: LightningModule) -> str:
+    """``trainable parameters: 1.77 M of 238.10 M (paper: 2.38 M)``; the paper's from ``paper_parameters``."""
+    counts = {name: f"{n / 1e6:.2f} M" for name, n in parameters(module).items()}
+    paper = getattr(module, "paper_parameters", None)
+    printed = f" (paper: {paper / 1e6:.2f} M)" if paper else ""
+    return f"trainable parameters: {counts['trainable']} of {counts['total']}{printed}"

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import operator
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from avloc.data.schema import Sample, SampleError
+from avloc.data.shards import ShardError, read_index
+from avloc.data.stream import ResumableLoader, TrainStream
+from avloc.types import AVBatch
+from tests.data.make import RATE, SPEC, number, sample, sound, toy_set
+
+
+def numbers(batches: list[AVBatch]) -> list[list[int]]:
+    return [[number(k) for k in b.key] for b in batches]
+
+
+def options(workers: int) -> dict:
+    if not workers:
+        return {}
+    return dict(num_workers=workers, multiprocessing_context="forkserver", persistent_workers=True)
+
+
+def test_batches_are_ready_and_belong_to_their_keys(tmp_path: Path) -> None:
+    stream = TrainStream(read_index(toy_set(tmp_path, 20)), SPEC, batch=4, buffer=5)
+    batches = list(stream)
+    assert len(batches) == len(stream) == 5
+    assert sorted(functools.reduce(operator.iadd, numbers(batches), [])) == list(range(20))
+    for batch in batches:
+        want = torch.tensor([number(k) for k in batch.key])
+        assert batch.truth is None
+        assert batch.index.tolist() == [-1] * 4
+        np.testing.assert_allclose(batch.audio.mean(1) * 1000 - 1, want, atol=0.05)
+        assert (batch.image.float().mean((1, 2, 3)) - want).abs().max() < 1.5
+
+
+def test_ranks_share_every_record_once(tmp_path: Path) -> None:
+    index = read_index(toy_set(tmp_path, 25))
+    ranks = [numbers(list(TrainStream(index, SPEC, 2, rank=r, world=3))) for r in range(3)]
+    assert [len(r) for r in ranks] == [4, 4, 4]
+    seen = [n for r in ranks for b in r for n in b]
+    assert len(seen) == len(set(seen)) == 24
+
+
+def test_workers_of_a_fork_server_emit_what_the_plan_says_over_epochs_and_resumes(tmp_path: Path) -> None:
+    index = read_index(toy_set(tmp_path, 30))
+    place = [0, 0]
+    stream = TrainStream(index, SPEC, 3, workers=2, buffer=8)
+    loader = ResumableLoader(stream, lambda: (place[0], place[1]), **options(2))
+    runs = {}
+    for place[:] in ([0, 0], [1, 0], [0, 3], [0, 0]):
+        runs[tuple(place)] = numbers(list(loader))
+    assert len(loader) == 10
+    assert (
+        sorted(functools.reduce(operator.iadd, runs[0, 0], []))
+        == list(range(30))
+        == sorted(functools.reduce(operator.iadd, runs[1, 0], []))
+    )
+    assert runs[0, 0] != runs[1, 0]
+    assert runs[0, 3] == runs[0, 0][3:]
+
+
+def test_a_stream_survives_pickling_and_knows_its_worker_count(tmp_path: Path) -> None:
+    stream = TrainStream(read_index(toy_set(tmp_path, 8)), SPEC, 4, workers=3)
+    with pytest.raises(ShardError, match="planned for 3 workers but the loader has 1"):
+        list(stream)
+    one = TrainStream(read_index(toy_set(tmp_path, 8)), SPEC, 4)
+    assert numbers(list(pickle.loads(pickle.dumps(one)))) == numbers(list(one))
+
+
+def test_pipe_shards_stream(tmp_path: Path) -> None:
+    path = toy_set(tmp_path, 14)
+    plain = numbers(list(TrainStream(read_index(path), SPEC, 2)))
+    data = json.loads(path.read_text())
+    for shard in data["shards"]:
+        shard["file"] = f"pipe:cat {path.parent / shard['file']}"
+    path.write_text(json.dumps(data))
+    assert numbers(list(TrainStream(read_index(path), SPEC, 2))) == plain
+
+
+def break_jpeg(x: Sample) -> None:
+    x.members["f0.jpg"] = x.members["f0.jpg"][:200]
+
+
+def break_flac(x: Sample) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, RATE // 2)
+    x.members["a0.flac"] = sound(noise)[:300]
+
+
+def break_rate(x: Sample) -> None:
+    x.members["a0.flac"] = sound(np.zeros(1000), 2000)
+
+
+def break_nan(x: Sample) -> None:
+    x.members["a0.flac"] = sound(np.full(500, np.nan), RATE, "WAV", "FLOAT")
+
+
+def break_length(x: Sample) -> None:
+    x.members["a0.flac"] = sound(np.array([]), RATE, "WAV")
+
+
+def break_member(x: Sample) -> None:
+    del x.members["f0.jpg"]
+
+
+def break_schema(x: Sample) -> None:
+    text = x.record.to_json().replace('"schema": 1', '"schema": 9')
+    x.record.to_json = lambda: text  # type: ignore[method-assign]
+
+
+BREAKS = [break_jpeg, break_flac, break_rate, break_nan, break_length, break_member, break_schema]
+
+
+@pytest.mark.parametrize("damage", BREAKS, ids=lambda f: f.__name__)
+def test_a_broken_sample_is_counted_named_once_and_replaced(
+    damage: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = [sample(i) for i in range(24)]
+    for i in (5, 17):
+        damage(samples[i])  # type: ignore[operator]
+    stream = TrainStream(read_index(toy_set(tmp_path, 24, samples=samples)), SPEC, 4, world=2)
+    with caplog.at_level(logging.WARNING):
+        for epoch in range(4):
+            stream.start_at(epoch)
+            batches = numbers(list(stream))
+            assert [len(set(b)) for b in batches] == [4, 4, 4]
+            assert not {5, 17} & set(functools.reduce(operator.iadd, batches, []))
+    named = [r.getMessage() for r in caplog.records]
+    assert len(named) == len(set(named)) == 2
+    assert all(any(f"toy__s{i:04d}" in m for m in named) for i in (5, 17))
+    assert stream.broken >= 2
+
+
+def test_a_resumed_run_takes_the_same_replacements(tmp_path: Path) -> None:
+    samples = [sample(i) for i in range(24)]
+    for i in range(0, 24, 5):
+        break_jpeg(samples[i])
+    stream = TrainStream(read_index(toy_set(tmp_path, 24, samples=samples)), SPEC, 4)
+    unbroken = numbers(list(stream))
+    for k in range(1, 6):
+        stream.start_at(0, k)
+        assert numbers(list(stream)) == unbroken[k:]
+
+
+def test_a_batch_without_a_single_good_sample_is_an_error(tmp_path: Path) -> None:
+    samples = [sample(i) for i in range(8)]
+    for x in samples:
+        break_rate(x)
+    stream = TrainStream(read_index(toy_set(tmp_path, 8, samples=samples)), SPEC, 4)
+    with pytest.raises(SampleError, match="All 4 samples of a training batch of toy are broken"):
+        next(iter(stream))
+
+
+def test_a_shard_that_lost_records_or_is_gone_is_named(tmp_path: Path) -> None:
+    path = toy_set(tmp_path, 14)
+    (path.parent / "toy-train-000001.tar").unlink()
+    with pytest.raises(ShardError, match=r"toy-train-000001.tar cannot be read"):
+        list(TrainStream(read_index(path), SPEC, 2))
+    (path.parent / "toy-train-000001.tar").write_bytes(toy_set(tmp_path / "b", 3).with_name(
+        "toy-train-000000.tar").read_bytes())  # fmt: skip
+    with pytest.raises(ShardError, match="holds 3 records, its index promises 7"):
+        list(TrainStream(read_index(path), SPEC, 2))
+
+
+def test_too_small_a_set_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="toy-train: 5 records do not fill a batch of 3 on 2 processes"):
+        TrainStream(read_index(toy_set(tmp_path, 5)), SPEC, 3, world=2)
+
+
+def test_skipped_batches_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from avloc.data import stream as module
+
+    seen: list[str] = []
+    real = module.make_item
+
+    def spy(x: Sample, *args: object, **kwargs: object) -> object:
+        seen.append(x.key)
+        return real(x, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "make_item", spy)
+    stream = TrainStream(read_index(toy_set(tmp_path, 24)), SPEC, 4)
+    stream.start_at(0, 4)
+    assert len(list(stream)) == 2
+    assert len(seen) == 8
+
+
+def test_a_changed_order_after_a_resume_is_announced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = read_index(toy_set(tmp_path, 24))
+    old = ResumableLoader(TrainStream(index, SPEC, 4)).state_dict()
+    with caplog.at_level(logging.WARNING):
+        ResumableLoader(TrainStream(index, SPEC, 4)).load_state_dict(old)
+        assert not caplog.records
+        ResumableLoader(TrainStream(index, SPEC, 2, seed=1)).load_state_dict(old)
+    assert "batch_size was 4, is 2; seed was 0, is 1" in caplog.text

@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from avloc.data.schema import Audio, Frame, Negative, Record, Sample, SampleError, Target
+from avloc.data.transforms import (
+    collate,
+    decode_audio,
+    decode_image,
+    fit_audio,
+    fit_image,
+    make_item,
+    make_sound,
+    sample_rng,
+    truth_maps,
+)
+from avloc.types import InputSpec
+from tests.data.make import SPEC, jpeg, png, sample, sound
+
+VGGSS = Path(__file__).resolve().parents[2] / ".." / "shared" / "annotations" / "vggss" / "vggss.json"
+
+
+def boxed(boxes: list[list[float]], rule: str = "union", **target: object) -> Sample:
+    record = Record("toy", "x", frames=[Frame("f0.jpg", annotated=True)], map_rule=rule)  # type: ignore[arg-type]
+    record.targets = [Target(boxes=boxes, **target)]  # type: ignore[arg-type]
+    return Sample(record, {})
+
+
+def test_vggss_worked_example_one_box() -> None:
+    # datasets.md 2.2: zpWuikVorYg_000032 becomes columns 90..133, rows 56..167: 4,928 px
+    (truth,) = truth_maps(boxed([[0.403125, 0.253125, 0.6, 0.75]]), 0)
+    rows, columns = np.nonzero(truth)
+    assert (columns.min(), columns.max(), rows.min(), rows.max()) == (90, 133, 56, 167)
+    assert truth.sum() == 4928
+    assert truth.dtype == np.float32
+
+
+def test_vggss_worked_example_union_of_two() -> None:
+    # datasets.md 2.2: ORaz32CQ29k_000130, boxes (27,38,134,191) and (171,61,220,126), union 19,556 px
+    boxes = [[0.121875, 0.171875, 0.6, 0.853125], [0.765625, 0.275, 0.984375, 0.565625]]
+    (truth,) = truth_maps(boxed(boxes), 0)
+    expected = np.zeros((224, 224))
+    expected[38:191, 27:134] = 1
+    expected[61:126, 171:220] = 1
+    np.testing.assert_array_equal(truth, expected)
+    assert truth.sum() == 19556
+
+
+def test_flickr_worked_example_consensus() -> None:
+    # datasets.md 2.5: 15,092 px at 1, 7,497 px at 0.5, sum 18,840.5
+    raw = [[64.0, 32, 192, 224], [80.0, 48, 200, 240], [0.0, 0, 40, 40]]
+    boxes = [[v / 256 for v in b] for b in raw]
+    for target in (dict(boxes_raw=raw, raw_format="xyxy_256"), {}):
+        (truth,) = truth_maps(boxed(boxes, "consensus2", **target), 0)
+        assert (truth == 1).sum() == 15092
+        assert (truth == 0.5).sum() == 7497
+        assert truth.sum() == 18840.5
+
+
+def test_music_worked_example_width_height_boxes() -> None:
+    # datasets.md 2.17: columns 73..125, rows 27..216, 10,070 px
+    x, y, w, h = 0.328125, 0.1222, 0.234375, 0.85
+    (truth,) = truth_maps(boxed([[x, y, x + w, y + h]], boxes_raw=[[x, y, w, h]], raw_format="xywh_norm"), 0)
+    rows, columns = np.nonzero(truth)
+    assert (columns.min(), columns.max(), rows.min(), rows.max()) == (
+        73,
+        125,
+        27,
+        216,
+    )
+    assert truth.sum() == 10070
+
+
+def test_integer_boxes_lose_no_cell_to_rounding() -> None:
+    for k in range(1, 225):
+        (truth,) = truth_maps(
+            boxed([[0, 0, k / 224, 1]], boxes_raw=[[0, 0, k, 224]], raw_format="xyxy_224_excl"), 0
+        )
+        assert truth.sum() == 224 * k
+
+
+@pytest.mark.skipif(not VGGSS.exists(), reason="the annotation files are not on this machine")
+def test_vggss_as_a_whole_has_the_published_area() -> None:
+    # datasets.md section 4: 0.3124 +- 0.2342 and two empty maps
+    from data_prep.vggsound import vggss_target
+
+    areas = []
+    for row in json.loads(VGGSS.read_text()):
+        target = vggss_target(0, row["class"], row["bbox"])
+        record = Record("vggss", row["file"], targets=[target], map_rule="union")
+        areas.append(truth_maps(Sample(record, {}), 0).mean())
+    assert len(areas) == 5158
+    assert np.mean(areas) == pytest.approx(0.3124, abs=5e-5)
+    assert np.std(areas) == pytest.approx(0.2342, abs=5e-5)
+    assert areas.count(0) == 2
+
+
+def test_masks_are_one_map_per_target_and_any_nonzero_value_counts() -> None:
+    a, b = np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8)
+    a[0, :] = 1
+    b[:, 3] = 255
+    record = Record("toy", "x", frames=[Frame("f0.jpg"), Frame("f1.jpg")], map_rule="mask")
+    record.targets = [Target(masks=["m.f0.t0.png"]), Target(masks=["m.f0.t1.png", "m.f1.t1.png"])]
+    members = {"m.f0.t0.png": png(a), "m.f0.t1.png": png(b.astype(bool)), "m.f1.t1.png": png(a)}
+    truth = truth_maps(Sample(record, members), 0, 8)
+    np.testing.assert_array_equal(truth, np.kron([a > 0, b > 0], np.ones((2, 2))))
+    np.testing.assert_array_equal(truth_maps(Sample(record, members), 1, 4), [np.zeros((4, 4)), a > 0])
+
+
+def test_nothing_sounding_is_the_zero_map_unless_the_positive_is_asked_for() -> None:
+    x = boxed([[0, 0, 1, 1]])
+    x.record.sounding, x.record.negative = False, Negative("silence")
+    assert truth_maps(x, 0, 4).shape == (1, 4, 4)
+    assert not truth_maps(x, 0, 4).any()
+    x.record.negative.original_target = True
+    assert truth_maps(x, 0, 4).all()
+    assert truth_maps(boxed([], "none"), 0, 4) is None
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x * 255 // width, y * 255 // height, 0 * x], 2).astype(np.uint8))
+
+
+def test_squash_and_crop_are_pillows() -> None:
+    image = gradient(60, 30)
+    squashed = fit_image(image, InputSpec(image_size=20, interpolation="bilinear"))
+    expected = image.resize((20, 20), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(squashed.transpose(1, 2, 0), np.asarray(expected))
+    cropped = fit_image(image, InputSpec(image_size=20, resize="crop"))
+    expected = image.resize((40, 20), Image.Resampling.BICUBIC).crop((10, 0, 30, 20))
+    np.testing.assert_array_equal(cropped.transpose(1, 2, 0), np.asarray(expected))
+
+
+def test_training_crops_and_flips_follow_from_seed_epoch_and_key() -> None:
+    spec = InputSpec(image_size=352, train_scale=1.1, train_flip=0.5)
+    image = gradient(500, 400)
+    a = fit_image(image, spec, sample_rng(1, 2, "k"))
+    assert a.shape == (3, 352, 352)
+    np.testing.assert_array_equal(a, fit_image(image, spec, sample_rng(1, 2, "k")))
+    whole = np.asarray(image.resize((387, 387), Image.Resampling.BICUBIC)).transpose(
+        2, 0, 1
+    )  # int(352 * 1.1)
+    corners, flips = set(), 0
+    for epoch in range(40):
+        view = fit_image(image, spec, sample_rng(1, epoch, "k"))
+        flipped = view[0, 0, 0] > view[0, 0, -1]
+        flips += flipped
+        view = view[:, :, ::-1] if flipped else view
+        corner = next((t, x) for t in range(36) for x in range(36)
+                      if np.array_equal(whole[:, t : t + 352, x : x + 352], view))  # fmt: skip
+        corners.add(corner)
+    assert len(corners) > 30
+    assert 10 < flips < 30
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (dict(seconds=0.003), [1, 2, 3]),
+        (dict(seconds=0.003, window="centre"), [2, 3, 4]),
+        (dict(seconds=0.007), [1, 2, 3, 4, 5, 0, 0]),
+        (dict(seconds=0.012, pad="tile"), [1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1, 2]),
+    ],
+)
+def test_windows_and_padding(changes: dict, expected: list[int]) -> None:
+    wave = np.array([[1, 2, 3, 4, 5]], np.float32).T
+    assert fit_audio(wave, replace(SPEC, **changes)).tolist() == expected
+
+
+def test_channels() -> None:
+    stereo = np.array([[1, 3], [2, 6]], np.float32)
+    spec = replace(SPEC, seconds=0.004)
+    assert fit_audio(stereo, spec).tolist() == [2, 4, 0, 0]
+    assert fit_audio(stereo, replace(spec, channels="first")).tolist() == [1, 2, 0, 0]
+    assert fit_audio(stereo, replace(spec, channels="left_then_right")).tolist() == [1, 2, 3, 6]
+
+
+def test_sources_are_summed_and_a_negative_hears_its_own_sound() -> None:
+    x = sample(0)
+    n = 500
+    waves = {"a0.flac": np.full(n, 0.25), "a1.flac": np.full(n, 0.5), "n0.flac": np.full(n, -0.125)}
+    x.members |= {k: sound(w) for k, w in waves.items()}
+    x.record.audios = [
+        Audio("a0.flac"), Audio("a1.flac"), Audio("n0.flac", "negative"), Audio("a1.flac", "partner")
+    ]  # fmt: skip
+    np.testing.assert_allclose(make_sound(x, SPEC), 0.75, atol=1e-4)
+    x.record.negative = Negative("noise")
+    np.testing.assert_allclose(make_sound(x, SPEC), -0.125, atol=1e-4)
+    x.record.audios = [Audio(None)]
+    assert make_sound(x, SPEC).shape == (500,)
+    assert not make_sound(x, SPEC).any()
+
+
+def test_opus_and_wav_decode_to_the_same_sound_as_flac() -> None:
+    t = np.arange(16000) / 16000
+    wave = 0.3 * np.sin(2 * np.pi * 440 * t)
+    flac = decode_audio(sound(wave, 16000), "x", 16000, 1.0)
+    np.testing.assert_allclose(flac[:, 0], wave, atol=1e-4)
+    np.testing.assert_allclose(decode_audio(sound(wave, 16000, "WAV"), "x", 16000, 1.0), flac, atol=1e-4)
+    opus = decode_audio(sound(wave, 16000, "OGG", "OPUS"), "x", 16000, 1.0)
+    assert np.corrcoef(opus[1000:15000, 0], wave[1000:15000])[0, 1] > 0.99
+
+
+NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, 16000)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (sound(NOISE, 16000)[:6000], "cannot be decoded as sound|is cut off"),
+        (sound(NOISE, 16000, "WAV")[:6000], "is cut off: .* samples of 16000"),
+        (sound(NOISE, 16000, "OGG", "OPUS")[:3000], "cannot be decoded as sound|is cut off"),
+        (sound(NOISE, 8000), "has 8000 Hz, the method wants 16000 Hz. Write the shards at that rate"),
+        (sound(np.array([]), 16000, "WAV"), "no samples at all"),
+        (sound(np.full(16000, np.nan), 16000, "WAV", "FLOAT"), "NaN or infinite"),
+        (b"", "cannot be decoded as sound"),
+        (b"not a sound", "cannot be decoded as sound"),
+    ],
+)
+def test_broken_sounds_are_named(data: bytes, says: str) -> None:
+    with pytest.raises(SampleError, match=f"^toy__1.a0 .*({says})"):
+        decode_audio(data, "toy__1.a0", 16000, 1.0)
+
+
+def test_a_truncated_jpeg_is_named() -> None:
+    data = io.BytesIO()
+    Image.fromarray((np.random.default_rng(0).random((64, 64, 3)) * 255).astype(np.uint8)).save(data, "JPEG")
+    for broken in (data.getvalue()[:2000], data.getvalue()[:20], b"", b"no picture"):
+        with pytest.raises(SampleError, match=r"^toy__1.f0.jpg cannot be decoded as a picture"):
+            decode_image(broken, "toy__1.f0.jpg")
+
+
+def test_a_broken_or_missing_mask_is_named() -> None:
+    record = Record(
+        "toy", "x", frames=[Frame("f0.jpg")], map_rule="mask", targets=[Target(masks=["m.f0.t0.png"])]
+    )
+    with pytest.raises(SampleError, match=r"toy__x: member m.f0.t0.png is missing"):
+        truth_maps(Sample(record, {}), 0)
+    data = png((np.random.default_rng(0).random((64, 64)) > 0.5).astype(np.uint8))
+    with pytest.raises(SampleError, match=r"toy__x.m.f0.t0.png cannot be decoded as a mask"):
+        truth_maps(Sample(record, {"m.f0.t0.png": data[: len(data) // 2]}), 0)
+
+
+def test_duets_and_pictureless_records_are_refused() -> None:
+    x = sample(0)
+    x.record.frames, x.record.audios = x.record.frames * 2, x.record.audios * 2
+    with pytest.raises(SampleError, match="toy__s0000 is a duet"):
+        make_item(x, SPEC)
+    x.record.frames = []
+    with pytest.raises(SampleError, match="no frame"):
+        make_item(x, SPEC)
+
+
+def test_several_frames_are_stacked_and_cropped_alike() -> None:
+    x = sample(0)
+    x.record.frames = [Frame("f0.jpg"), Frame("f1.jpg")]
+    x.members = x.members | {"f1.jpg": jpeg(200)}
+    spec = replace(SPEC, frames=3, train_scale=1.5, train_flip=0.5)
+    image = make_item(x, spec, rng=sample_rng(0, 0, "k")).image
+    assert image.shape == (3, 3, 16, 16)
+    assert [int(f.mean().round()) for f in image] == [0, 200, 200]  # the last is repeated
+
+
+def test_collate_fills_up_missing_targets() -> None:
+    items = [make_item(sample(i), SPEC, truth_size=4) for i in range(2)]
+    two = make_item(sample(2), SPEC, truth_size=4)
+    two.truth = np.concatenate([two.truth, np.ones((1, 4, 4), np.float32)])
+    two.class_id, two.label = [2, 7], ["a", "b"]
+    batch = collate([*items, two])
+    assert batch.image.dtype == torch.uint8
+    assert batch.image.shape == (3, 3, 16, 16)
+    assert batch.audio.dtype == torch.float32
+    assert batch.audio.shape == (3, 500)
+    assert batch.truth is not None
+    assert batch.class_id is not None
+    assert batch.truth.shape == (3, 2, 4, 4)
+    assert not batch.truth[:2, 1].any()
+    assert batch.truth[2, 1].all()
+    assert batch.class_id.tolist() == [[0, -1], [1, -1], [2, 7]]
+    assert batch.label[2] == ["a", "b"]
+    assert batch.index.tolist() == [-1, -1, -1]
+    assert batch.video == ["v0", "v1", "v2"]
+    np.testing.assert_allclose(batch.audio[1], 0.002, atol=1e-4)
+    items[0].truth = None
+    with pytest.raises(SampleError, match="toy__s0000 has no ground-truth map"):
+        collate(items)

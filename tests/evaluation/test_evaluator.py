@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from lightning import LightningDataModule, Trainer
+from torch.utils.data import DataLoader
+
+from avloc.evaluation.evaluator import Evaluator
+from avloc.methods.base import Localizer
+from avloc.methods.baselines.controls import FullFrame, RandomMap
+from avloc.metrics.per_sample import CountError
+from avloc.types import AVBatch, InputSpec, Localization
+
+
+@dataclass
+class ToySet:
+    """Sample i has a box over the first i + 1 of 8 rows."""
+
+    name: str
+    size: int
+    shuffled: bool = False
+    allow_missing: int = 0
+    unread: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, i: int) -> int:
+        return i
+
+    def collate(self, rows: list[int]) -> AVBatch:
+        truth = torch.zeros(len(rows), 1, 8, 8)
+        for row, i in zip(truth, rows, strict=True):
+            row[:, : i + 1] = 1
+        return AVBatch(
+            key=[f"k{i}" for i in rows],
+            image=torch.zeros(len(rows), 3, 16, 16, dtype=torch.uint8),
+            audio=torch.zeros(len(rows), 8),
+            index=torch.tensor([-1 if i in self.unread else i for i in rows]),
+            truth=truth,
+        )
+
+
+class ToyData(LightningDataModule):
+    def __init__(self, *sets: ToySet) -> None:
+        super().__init__()
+        self.test_sets = self.val_sets = list(sets)
+
+    def test_dataloader(self) -> list[DataLoader]:
+        rank, world = self.trainer.global_rank, self.trainer.world_size  # type: ignore[union-attr]
+        return [
+            DataLoader(s, batch_size=3, collate_fn=s.collate, sampler=range(rank, len(s), world))  # type: ignore[arg-type]
+            for s in self.test_sets
+        ]
+
+    val_dataloader = test_dataloader
+
+    def train_dataloader(self) -> DataLoader:
+        return self.test_dataloader()[0]
+
+
+def trainer(folder: Path, evaluator: Evaluator, **kwargs: object) -> Trainer:
+    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, **kwargs}
+    return Trainer(accelerator="cpu", default_root_dir=folder, callbacks=[evaluator], **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_results_equal_hand_arithmetic(tmp_path: Path) -> None:
+    evaluator = Evaluator(keep_panels=2)
+    data = ToyData(ToySet("toy", 8), ToySet("toy", 8, shuffled=True), ToySet("world:negative", 4))
+    run = trainer(tmp_path, evaluator)
+    run.test(FullFrame(), data, verbose=False)
+    results = json.loads((tmp_path / "results.json").read_text())["sets"]
+    toy = results["toy"]
+    assert list(toy["rows"]) == ["model", "full frame", "centre box", "random map", "shuffled sound"]
+    assert set(toy["counted"].values()) == {8}
+    # the full frame scores 1/8 .. 8/8: five of eight reach 0.5
+    for row in ("model", "full frame", "shuffled sound"):
+        assert toy["rows"][row]["vggss/acl"]["ciou"] == 5 / 8
+        assert toy["rows"][row]["vggss/acl"]["mean_ciou"] == pytest.approx(36 / 64)
+        assert toy["rows"][row]["vggss/adaptive"]["ciou"] == 0
+    # the centre box: rows and columns 2..5; truths of 8 n pixels, hits 4 (n - 2) clipped to 0..16
+    hits = [min(max(4 * (n - 2), 0), 16) for n in range(1, 9)]
+    ious = [h / (8 * n + 16 - h) for n, h in zip(range(1, 9), hits, strict=True)]
+    assert toy["rows"]["centre box"]["vggss/acl"]["mean_ciou"] == pytest.approx(sum(ious) / 8)
+    assert results["world:negative"]["rows"]["centre box"]["negative/pia"]["pia"] == 0.25
+    logged = {k: v.item() for k, v in run.callback_metrics.items()}
+    assert logged["test/toy/ciou"] == logged["test/toy/shuffled_sound/ciou"] == 5 / 8
+    assert logged["test/toy/vggss/adaptive/ciou"] == 0
+    assert logged["test/world:negative/pia"] == 1
+    table = pd.read_csv(tmp_path / "per_sample.csv")
+    model = table[(table.set == "toy") & (table.row == "model")]
+    assert model.key.tolist() == [f"k{i}" for i in range(8)]
+    assert model["sweep:ciou@0.50"].tolist() == [n / 8 for n in range(1, 9)]
+    assert [(p.set, p.row, p.key) for p in evaluator.panels][:3] == [
+        ("toy", "model", "k0"),
+        ("toy", "model", "k1"),
+        ("toy", "shuffled sound", "k0"),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_unreadable_samples_are_reported(tmp_path: Path) -> None:
+    evaluator = Evaluator(controls=False)
+    broken = ToySet("toy", 8, allow_missing=1, unread=(0,))
+    trainer(tmp_path, evaluator).test(FullFrame(), ToyData(broken), verbose=False)
+    toy = json.loads((tmp_path / "results.json").read_text())["sets"]["toy"]
+    assert toy["missing"]["model"] == ["k0"]
+    assert toy["counted"]["model"] == 7
+    assert toy["rows"]["model"]["vggss/acl"]["mean_ciou"] == pytest.approx(35 / 56)
+    broken.allow_missing = 0
+    with pytest.raises(CountError, match=r"8 samples of toy \(model\), 1 are unreadable and 0 may be"):
+        trainer(tmp_path, evaluator).test(FullFrame(), ToyData(broken), verbose=False)
+
+
+class Padded(ToySet):
+    """Like Lightning's own sampler on several processes: the first sample comes again at the end."""
+
+    def collate(self, rows: list[int]) -> AVBatch:
+        return super().collate([i % 8 if i < 8 else 0 for i in rows])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_sample_counted_twice_is_an_error(tmp_path: Path) -> None:
+    data = ToyData(Padded("toy", 9))
+    with pytest.raises(
+        CountError, match=r"1 were counted more than once \(index 0\); 1 are missing \(index 8\)"
+    ):
+        trainer(tmp_path, Evaluator()).test(FullFrame(), data, verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_part_of_a_set_says_so(tmp_path: Path) -> None:
+    run = trainer(tmp_path, Evaluator(), limit_test_batches=1)
+    run.test(FullFrame(), ToyData(ToySet("toy", 8)), verbose=False)
+    toy = json.loads((tmp_path / "results.json").read_text())["sets"]["toy"]
+    assert not toy["whole"]
+    assert toy["counted"]["model"] == 3
+
+
+def test_two_processes_give_the_same_files(tmp_path: Path) -> None:
+    data = ToyData(ToySet("toy", 7), ToySet("world:negative", 2))
+    ddp = {"strategy": "ddp_spawn", "devices": 2, "use_distributed_sampler": False}
+    for name, options in {"one": {"devices": 1}, "two": ddp}.items():
+        run = trainer(tmp_path, Evaluator(out=str(tmp_path / name)), **options)
+        run.test(RandomMap(), data, verbose=False)
+    for file in ("results.json", "per_sample.csv"):
+        assert (tmp_path / "one" / file).read_text() == (tmp_path / "two" / file).read_text()
+
+
+class Learner(Localizer):
+    input_spec = InputSpec()
+
+    def __init__(self, value: float = 1.0) -> None:
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.tensor(value))
+
+    def training_losses(self, batch: AVBatch) -> dict[str, torch.Tensor]:
+        return {"loss": self.value**2}
+
+    def localize(self, batch: AVBatch) -> Localization:
+        heatmap = self.value.expand(len(batch), 1, 4, 4)
+        return Localization(heatmap, heatmap[:, :, 0, 0])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_validation_within_fit(tmp_path: Path) -> None:
+    run = trainer(tmp_path, Evaluator(), max_epochs=2, enable_checkpointing=False)
+    run.fit(Learner(), ToyData(ToySet("toy", 8)))
+    assert run.callback_metrics["val/toy/ciou"].item() == 5 / 8
+    rows = json.loads((tmp_path / "val_results.json").read_text())["sets"]["toy"]["rows"]
+    assert list(rows) == ["model"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_maps_that_cannot_be_scored_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"toy: the heat maps of 3 samples \(k0, k1, k2\) hold NaN"):
+        trainer(tmp_path, Evaluator()).test(Learner(float("nan")), ToyData(ToySet("toy", 8)), verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_sets_of_one_name_are_refused(tmp_path: Path) -> None:
+    data = ToyData(ToySet("toy", 8), ToySet("toy", 4))
+    with pytest.raises(RuntimeError, match="a name of its own"):
+        trainer(tmp_path, Evaluator()).test(FullFrame(), data, verbose=False)

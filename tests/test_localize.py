@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from avloc import localize
+from avloc.data.media import MediaError
+from avloc.localize import heard, localize_still, localize_video, regions
+from avloc.methods.base import Localizer
+from avloc.types import AVBatch, InputSpec, Localization
+
+RATE = 44_100
+SPEC = InputSpec(image_size=32, sample_rate=8000, seconds=1.0)
+
+
+class Known(Localizer):
+    """Hot where the picture is white; remembers what it was fed."""
+
+    input_spec = SPEC
+
+    def __init__(self):
+        super().__init__()
+        self.fed: list[AVBatch] = []
+
+    def localize(self, batch: AVBatch) -> Localization:
+        self.fed.append(batch)
+        heat = (batch.image.float().mean(1, keepdim=True) > 128).float()
+        return Localization(heat, torch.full((len(batch), 1), 0.75))
+
+
+def tone(seconds: float, rate: int = RATE) -> np.ndarray:
+    """A rising tone: no two places sound alike."""
+    t = np.arange(round(seconds * rate)) / rate
+    return (0.5 * np.sin(2 * np.pi * (200 * t + 150 * t**2))).astype(np.float32)
+
+
+def picture(width=64, height=48, box=(16, 12, 32, 24)) -> np.ndarray:
+    x0, y0, x1, y1 = box
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[y0:y1, x0:x1] = 255
+    return pixels
+
+
+def write_video(path: Path, pictures, times, sound, rotation=0, codec="libx264", channels=1) -> Path:
+    with av.open(str(path), "w") as target:
+        video = target.add_stream(codec, rate=25)
+        video.height, video.width = pictures[0].shape[:2]
+        video.pix_fmt = "yuv420p" if codec == "libx264" else "yuvj420p"
+        video.codec_context.time_base = Fraction(1, 90_000)
+        if rotation:
+            video.set_display_rotation(rotation)
+        audio = target.add_stream("aac", rate=RATE) if sound is not None else None
+        if audio is not None:
+            audio.layout = "mono" if channels == 1 else "stereo"
+        for pixels, time in zip(pictures, times, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = round(time * 90_000), Fraction(1, 90_000)
+            target.mux(video.encode(frame))
+        target.mux(video.encode(None))
+        if audio is not None:
+            samples = np.repeat(sound[None], channels, 0)
+            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=audio.layout.name)
+            frame.sample_rate, frame.pts = RATE, 0
+            target.mux(audio.encode(frame))
+            target.mux(audio.encode(None))
+    return path
+
+
+def steady(path: Path, seconds=2.0, pixels=None, **options) -> Path:
+    times = np.arange(round(25 * seconds)) / 25
+    return write_video(
+        path, [picture() if pixels is None else pixels] * len(times), times, tone(seconds), **options
+    )
+
+
+def read_video(path: Path):
+    with av.open(str(path)) as source:
+        frames = [(f.time, f.to_ndarray(format="rgb24")) for f in source.decode(video=0)]
+    with av.open(str(path)) as source:
+        sound = np.concatenate([f.to_ndarray().mean(0) for f in source.decode(audio=0)])
+        return (
+            frames,
+            sound,
+            source.streams.video[0].codec_context.name,
+            source.streams.audio[0].codec_context.name,
+        )
+
+
+def run(path, out, model=None, **options):
+    model = model or Known()
+    return model, localize_video(model, path, out, progress=False, **options)
+
+
+def test_overlay_keeps_frames_times_and_sound(tmp_path):
+    clip = steady(tmp_path / "clip.mp4", channels=2)
+    run(clip, tmp_path / "out")
+    before, sound_before, *_ = read_video(clip)
+    after, sound_after, video_codec, audio_codec = read_video(tmp_path / "out" / "overlay.mp4")
+    assert (video_codec, audio_codec) == ("h264", "aac")
+    assert [t for t, _ in after] == pytest.approx([t for t, _ in before], abs=1e-3)
+    n = min(len(sound_before), len(sound_after))
+    assert abs(len(sound_before) - len(sound_after)) < RATE / 25
+    assert np.corrcoef(sound_before[:n], sound_after[:n])[0, 1] > 0.95
+    drawn = after[25][1].astype(int)
+    assert drawn[14:22, 18:30, 2].mean() < 180, "the white box is coloured"
+    assert drawn[30:, 40:].max() < 30, "the black ground is not"
+
+
+def test_regions_are_those_of_the_picture(tmp_path):
+    _, result = run(steady(tmp_path / "clip.mp4"), tmp_path / "out", fps=5)
+    assert json.loads((tmp_path / "out" / "regions.json").read_text()) == result
+    assert (result["width"], result["height"]) == (64, 48)
+    assert [t["time"] for t in result["times"]] == pytest.approx(np.arange(10) / 5, abs=0.001)
+    for entry in result["times"]:
+        assert entry["confidence"] == [0.75]
+        (region,) = entry["regions"]
+        assert region["box"] == pytest.approx([16, 12, 32, 24], abs=2)
+        assert region["box_normalised"] == pytest.approx([0.25, 0.25, 0.5, 0.5], abs=1 / 32)
+        assert region["centre"] == pytest.approx([24, 18], abs=1)
+        assert region["area_share"] == pytest.approx(1 / 16, abs=0.02)
+
+
+def test_each_frame_is_heard_with_the_sound_around_it(tmp_path):
+    model, _ = run(steady(tmp_path / "clip.mp4", 4.0), tmp_path / "out", fps=1, batch_size=3)
+    assert [len(b) for b in model.fed] == [3, 1]
+    fed = torch.cat([b.audio for b in model.fed]).numpy()
+    assert fed.shape == (4, 8000)
+    whole = tone(4.0, 8000)
+    for waveform, start in zip(fed, (0.0, 0.5, 1.5, 2.5), strict=True):
+        expected = whole[round(start * 8000) :][:8000]
+        assert np.corrcoef(waveform, expected)[0, 1] > 0.97
+    images = torch.cat([b.image for b in model.fed])
+    assert images.dtype == torch.uint8
+    assert images.shape == (4, 3, 32, 32)
+
+
+def test_shorter_window_is_completed_as_the_method_says(tmp_path):
+    model, result = run(steady(tmp_path / "clip.mp4"), tmp_path / "out", fps=1, window_s=0.5)
+    assert result["window_s"] == 0.5
+    fed = model.fed[0].audio
+    assert (fed[:, 4000:] == 0).all()
+    assert fed[:, :4000].abs().amax(1).min() > 0.2
+
+
+@pytest.mark.parametrize("size", [(65, 49), (31, 64)])
+def test_odd_sizes(tmp_path, size):
+    width, height = size
+    clip = steady(tmp_path / "clip.mkv", 0.4, np.full((height, width, 3), 200, np.uint8), codec="mjpeg")
+    _, result = run(clip, tmp_path / "out")
+    assert (result["width"], result["height"]) == size
+    assert result["times"][0]["regions"][0]["box"] == [0, 0, width, height]
+    frames, *_ = read_video(tmp_path / "out" / "overlay.mp4")
+    assert frames[0][1].shape == (height + height % 2, width + width % 2, 3)
+    assert len(frames) == 10
+
+
+@pytest.mark.parametrize(
+    ("rotation", "box"), [(90, [12, 32, 24, 48]), (-90, [24, 16, 36, 32]), (180, [32, 24, 48, 36])]
+)
+def test_rotated_video_is_seen_upright(tmp_path, rotation, box):
+    clip = steady(tmp_path / "clip.mp4", 0.4, rotation=rotation)
+    _, result = run(clip, tmp_path / "out")
+    assert result["times"][0]["regions"][0]["box"] == pytest.approx(box, abs=2)
+    frames, *_ = read_video(tmp_path / "out" / "overlay.mp4")
+    assert frames[0][1].shape[:2] == ((64, 48) if abs(rotation) == 90 else (48, 64))
+
+
+def test_variable_frame_rate_keeps_its_times(tmp_path):
+    times = [0.0, 0.04, 0.08, 0.5, 0.9, 0.94, 1.6]
+    clip = write_video(tmp_path / "clip.mp4", [picture()] * 7, times, tone(1.7))
+    _, result = run(clip, tmp_path / "out", fps=2)
+    assert [t["time"] for t in result["times"]] == pytest.approx([0.0, 0.5, 1.6], abs=1e-3)
+    frames, *_ = read_video(tmp_path / "out" / "overlay.mp4")
+    assert [t for t, _ in frames] == pytest.approx(times, abs=1e-3)
+
+
+def test_heat_between_analysed_frames_is_interpolated(tmp_path):
+    white, black = np.full((48, 64, 3), 255, np.uint8), np.zeros((48, 64, 3), np.uint8)
+    times = np.arange(26) / 25
+    clip = write_video(tmp_path / "clip.mp4", [white] * 25 + [black], times, tone(1.04))
+    shape = localize.probe(clip)
+    moments = iter(
+        localize.Moment(t, torch.full((1, 2, 2), h), torch.ones(1)) for t, h in ((0.0, 1.0), (1.0, 0.0))
+    )
+    heats = [float(heat.mean()) for _, _, heat, _ in localize.with_heat(shape, moments)]
+    assert heats == pytest.approx(np.clip(1 - times, 0, 1), abs=1e-3)
+
+
+def test_strip_shows_the_surest_moment_of_each_sixth(tmp_path):
+    run(steady(tmp_path / "clip.mp4", 3.0), tmp_path / "out", fps=4)
+    strip = Image.open(tmp_path / "out" / "strip.png")
+    assert strip.width == 6 * 320 + 5 * 4
+    assert strip.height > 240
+
+
+def test_two_regions_the_larger_first_and_specks_left_out():
+    heat = np.zeros((100, 100), np.float32)
+    heat[10:20, 10:20] = 0.6
+    heat[50:80, 60:90] = 0.9
+    heat[0, 99] = 1.0
+    found = sorted(regions(heat, 0, 200, 50, 0.5), key=lambda r: -r["area_share"])
+    assert [r["box"] for r in found] == [[120, 25, 180, 40], [20, 5, 40, 10]]
+    assert [r["centre_normalised"] for r in found] == [[0.75, 0.65], [0.15, 0.15]]
+    assert [r["area_share"] for r in found] == [0.09, 0.01]
+    assert [r["confidence"] for r in found] == pytest.approx([0.9, 0.6], abs=1e-4)
+
+
+def test_regions_of_a_diagonal_are_one():
+    heat = np.kron(np.eye(2), np.ones((10, 10))).astype(np.float32)
+    assert len(regions(heat, 0, 20, 20, 0.5)) == 1
+
+
+def test_window_stays_inside_the_sound():
+    sound = np.arange(100, dtype=np.float32)
+    assert heard(sound, 0.0, 2.0, 10).tolist() == list(range(20))
+    assert heard(sound, 5.0, 2.0, 10).tolist() == list(range(40, 60))
+    assert heard(sound, 9.9, 2.0, 10).tolist() == list(range(80, 100))
+    assert len(heard(sound, 5.0, 20.0, 10)) == 100
+
+
+def test_a_method_that_sees_a_crop_is_drawn_on_that_crop(tmp_path):
+    class Cropped(Known):
+        input_spec = replace(SPEC, resize="crop")
+
+    clip = steady(tmp_path / "clip.mp4", 0.4, np.full((48, 96, 3), 255, np.uint8))
+    _, result = run(clip, tmp_path / "out", Cropped())
+    assert result["times"][0]["regions"][0]["box"] == [24, 0, 72, 48]
+
+
+def test_still(tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    soundfile.write(tmp_path / "a.wav", tone(3.0), RATE)
+    result = localize_still(Known(), tmp_path / "a.png", tmp_path / "a.wav", tmp_path / "out")
+    assert result["times"][0]["regions"][0]["box"] == pytest.approx([16, 12, 32, 24], abs=2)
+    assert json.loads((tmp_path / "out" / "regions.json").read_text()) == result
+    assert Image.open(tmp_path / "out" / "overlay.png").size == (64, 48)
+    assert Image.open(tmp_path / "out" / "strip.png").width == 3 * 64 + 2 * 4
+
+
+def test_still_obeys_exif_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    soundfile.write(tmp_path / "a.wav", tone(1.0), RATE)
+    result = localize_still(Known(), tmp_path / "a.jpg", tmp_path / "a.wav", tmp_path / "out")
+    assert (result["width"], result["height"]) == (48, 64)
+    assert result["times"][0]["regions"][0]["box"] == pytest.approx([24, 16, 36, 32], abs=2)
+
+
+def no_sound(folder):
+    return write_video(folder / "mute.mp4", [picture()] * 5, np.arange(5) / 25, None)
+
+
+def no_pictures(folder):
+    soundfile.write(folder / "only.wav", tone(1.0), RATE)
+    return folder / "only.wav"
+
+
+def no_media(folder):
+    (folder / "text.mp4").write_text("no video")
+    return folder / "text.mp4"
+
+
+def cut_off(folder):
+    whole = steady(folder / "whole.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    return folder / "cut.mp4"
+
+
+def little_sound(folder):
+    return write_video(folder / "short.mp4", [picture()] * 5, np.arange(5) / 25, tone(0.02))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (no_sound, r"mute\.mp4 has no sound.*--audio"),
+        (no_pictures, r"only\.wav holds no pictures.*--image"),
+        (no_media, r"text\.mp4 cannot be decoded"),
+        (cut_off, r"cut\.mp4 cannot be decoded"),
+        (little_sound, r"short\.mp4 holds only 0\.0\d+ s of sound"),
+        (lambda folder: folder / "none.mp4", r"none\.mp4 is not there"),
+    ],
+)
+def test_bad_video_is_named_and_leaves_nothing(tmp_path, make, says):
+    clip = make(tmp_path)
+    with pytest.raises(MediaError, match=says):
+        run(clip, tmp_path / "out")
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_bad_still_is_named(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(1.0), RATE)
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(MediaError, match=r"a\.png cannot be read"):
+        localize_still(Known(), tmp_path / "a.png", tmp_path / "a.wav", tmp_path / "out")
+    with pytest.raises(MediaError, match=r"b\.png does not exist"):
+        localize_still(Known(), tmp_path / "b.png", tmp_path / "a.wav", tmp_path / "out")
+    Image.fromarray(picture()).save(tmp_path / "c.png")
+    soundfile.write(tmp_path / "short.wav", tone(0.01), RATE)
+    with pytest.raises(MediaError, match=r"short\.wav"):
+        localize_still(Known(), tmp_path / "c.png", tmp_path / "short.wav", tmp_path / "out")
+
+
+@pytest.mark.parametrize("options", [{"fps": 0}, {"window_s": 2.0}, {"batch_size": 0}])
+def test_options_out_of_range(tmp_path, options):
+    with pytest.raises(ValueError, match="localize needs"):
+        run(tmp_path / "clip.mp4", tmp_path / "out", **options)
+
+
+def test_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space")
+
+    clip = steady(tmp_path / "clip.mp4", 0.4)
+    monkeypatch.setattr(localize.OverlayWriter, "write", full)
+    with pytest.raises(OSError, match=r"No space left in .*out.*another folder"):
+        run(clip, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
