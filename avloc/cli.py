@@ -87,7 +87,15 @@ def run_plain(command: str, args: list[str]) -> None:
         "world": commands.world,
         "bench": {"step": commands.bench_step, "loader": commands.bench_loader},
     }
+    if command == "localize":
+        args = with_short_options(args)
     auto_cli(functions[command], args=args, prog=f"avloc {command}", allow_abbrev=False)
+
+
+def with_short_options(args: list[str]) -> list[str]:
+    """`localize CLIP -o OUT` spelt out: auto_cli makes a positional of a required argument only, and knows no ``-o``."""
+    clip = ["--clip"] if args and not args[0].startswith("-") else []
+    return clip + ["--out" if a == "-o" else a for a in args]
 
 
 def main(args: list[str] | None = None) -> None:
@@ -109,9 +117,13 @@ def main(args: list[str] | None = None) -> None:
             run_plain(command, rest)
     except Exception as e:
         # The package's own exceptions are written for its users; anything else is a defect and shows its trace.
-        if not type(e).__module__.startswith("avloc."):
+        # jsonargparse wraps what a constructor raises.
+        told: BaseException | None = e
+        while told is not None and not type(told).__module__.startswith("avloc."):
+            told = told.__cause__
+        if told is None:
             raise
-        sys.exit(f"avloc {command}: {e}")
+        sys.exit(f"avloc {command}: {told}")
 
 
 if __name__ == "__main__":

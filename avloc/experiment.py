@@ -56,9 +56,15 @@ class ExperimentCLI(LightningCLI):
         return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--experiment", type=str, default="", help="name of the run; the YAML's by default")
-        parser.add_argument("--reproduces", type=Reference | None, default=None, help="published row to compare with")
-        parser.add_argument("--test_after_fit", type=bool, default=False, help="test the best checkpoint when fitted")
+        parser.add_argument(
+            "--experiment", type=str, default="", help="name of the run; the YAML's by default"
+        )
+        parser.add_argument(
+            "--reproduces", type=Reference | None, default=None, help="published row to compare with"
+        )
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=False, help="test the best checkpoint when fitted"
+        )
         parser.add_lightning_class_args(Evaluator, "evaluator")
         parser.add_lightning_class_args(Panels, "panels")
         parser.add_lightning_class_args(Throughput, "throughput")

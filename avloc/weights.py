@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -33,6 +33,7 @@ __all__ = [
     "WeightFile",
     "load_into",
     "locate",
+    "read_metadata",
     "read_state",
     "weights_folder",
 ]
@@ -172,6 +173,21 @@ def read_state(path: Path) -> dict:
             f"{path} holds a {type(content).__name__}, not named tensors. It is no weight file."
         )
     return content
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says about itself; empty for any other file.
+
+    Raises:
+        WeightError: the file is damaged.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, "pt") as f:
+            return f.metadata() or {}
+    except (SafetensorError, OSError) as e:
+        raise WeightError(f"{path} cannot be read as weights: {e}. Download it again.") from e
 
 
 def zipped(path: Path) -> bool:

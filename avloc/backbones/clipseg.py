@@ -20,13 +20,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
 from avloc.backbones.tokens import Tokenizer, clip_tokenizer, world_tokenizer
-from avloc.weights import WeightError, WeightFile, load_into, locate, read_state
+from avloc.weights import WeightError, WeightFile, load_into, locate, read_metadata, read_state
 
 __all__ = ["CLIP_MEAN", "CLIP_STD", "RD64_REFINED", "CLIPSeg", "ImageFeatures", "normalise"]
 
@@ -104,15 +103,16 @@ class CLIPSeg(nn.Module):
             return cls(RD64_REFINED, clip_tokenizer())
         file = locate(source)
         assert file.path is not None
-        if source.startswith("world:"):
-            with safe_open(file.path, "pt") as f:
-                metadata = f.metadata() or {}
-            if metadata.get("kind") != "clipseg":
-                raise WeightError(f"{file.path} is no CLIPSeg of the embedded world.")
+        metadata = read_metadata(file.path)
+        if "kind" in metadata:  # written by save_world
+            if metadata["kind"] != "clipseg":
+                raise WeightError(f"{file.path} holds a {metadata['kind']}, not a CLIPSeg.")
             model = cls(json.loads(metadata["config"]), world_tokenizer(metadata["tokenizer"]))
         else:
             beside = file.path.parent / "config.json"
-            model = cls(json.loads(beside.read_text()) if beside.is_file() else RD64_REFINED, clip_tokenizer())
+            model = cls(
+                json.loads(beside.read_text()) if beside.is_file() else RD64_REFINED, clip_tokenizer()
+            )
         load_into(model, read_state(file.path), str(file.path), ignore=("position_ids",))
         model.file = file
         return model
@@ -239,7 +239,9 @@ class CLIPSeg(nn.Module):
         text = self.clip.text_model
         positions = text.embeddings.position_embedding.weight
         if tokens.shape[1] > len(positions):
-            raise ValueError(f"A prompt of {tokens.shape[1]} tokens exceeds the text tower's {len(positions)}.")
+            raise ValueError(
+                f"A prompt of {tokens.shape[1]} tokens exceeds the text tower's {len(positions)}."
+            )
         x = tokens + positions[: tokens.shape[1]]
         for layer in text.encoder.layers:
             x = encoder_block(layer, x, causal=True)
@@ -288,7 +290,11 @@ def attend(attention: nn.Module, queries: Tensor, context: Tensor, causal: bool 
     def split(x: Tensor) -> Tensor:
         return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
-    q, k, v = split(attention.q_proj(queries)), split(attention.k_proj(context)), split(attention.v_proj(context))
+    q, k, v = (
+        split(attention.q_proj(queries)),
+        split(attention.k_proj(context)),
+        split(attention.v_proj(context)),
+    )
     y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return attention.out_proj(y.transpose(1, 2).flatten(2))
 

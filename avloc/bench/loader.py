@@ -36,7 +36,12 @@ def measure_loader(
     """
     spec = InputSpec(image_size=image_size, seconds=seconds, train_scale=1.1, train_flip=0.5)
     data = AVDataModule(
-        train=train, root=str(root), batch_size=batch_size, num_workers=workers, input_spec=spec, shuffle_buffer=200
+        train=train,
+        root=str(root),
+        batch_size=batch_size,
+        num_workers=workers,
+        input_spec=spec,
+        shuffle_buffer=200,
     )
     data.prepare_data()
     data.setup("fit")
@@ -45,7 +50,8 @@ def measure_loader(
     wanted = batch_size * min(batches, 20)
     records = itertools.chain.from_iterable(read_shard(index.locate(i)) for i in range(len(index.shards)))
     raw = [
-        (r.get("f0.jpg") or r["f0.png"], r.get("a0.flac") or r["a0.opus"]) for r in itertools.islice(records, wanted)
+        (r.get("f0.jpg") or r["f0.png"], r.get("a0.flac") or r["a0.opus"])
+        for r in itertools.islice(records, wanted)
     ]
     bare_decode(*raw[0], image_size)
     start = time.perf_counter()

@@ -25,7 +25,13 @@ __all__ = ["Result", "build", "measure_step", "print_result", "random_batch", "u
 
 Result = dict[str, float | int | str]
 
-WORLD = {"clipseg": "world:clipseg", "beats": "world:beats", "image_size": 64, "seconds": 2.0, "feature_layers": (1, 2, 3)}
+WORLD = {
+    "clipseg": "world:clipseg",
+    "beats": "world:beats",
+    "image_size": 64,
+    "seconds": 2.0,
+    "feature_layers": (1, 2, 3),
+}
 FULL = {"clipseg": "random", "beats": "random"}
 
 
@@ -114,7 +120,9 @@ def measure_step(
         "batch_size": batch_size,
         "size": "full" if full_size else "world",
         "precision": precision,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads",
         "step_s": step_s,
         "unavoidable_s": unavoidable_s,
         "time_ratio": step_s / unavoidable_s,
@@ -149,5 +157,12 @@ def print_result(result: Result, as_json: bool) -> None:
         return
     table = Table("field", "value", title="avloc bench")
     for name, value in result.items():
-        table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value)
+        table.add_row(
+            name,
+            f"{value:,.4g}"
+            if isinstance(value, float)
+            else f"{value:,}"
+            if isinstance(value, int)
+            else value,
+        )
     Console().print(table)

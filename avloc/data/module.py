@@ -39,7 +39,8 @@ class AVDataModule(LightningDataModule):
         val: validation sets, in dataloader order.
         test: test sets, in dataloader order; also those of ``predict``.
         root: folder of the sets; ``$AVLOC_DATA``, else ``./data``.
-        batch_size: training samples per process.
+        batch_size: training samples of a step over all processes, whose number must divide it: the same YAML
+            means the same step on one GPU and on two.
         eval_batch_size: evaluation samples per process.
         num_workers: loader processes per process.
         seed: of order, augmentation and shuffled sounds.
@@ -77,11 +78,13 @@ class AVDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Render the embedded world where it is asked for and absent."""
-        names = [self.train or "", *self.val, *self.test]
-        if any(set_name(n).partition(":")[0] == WORLD for n in names if not is_index(n)):
-            from avloc.world import ensure  # type: ignore[attr-defined,unused-ignore]
+        sets = [self.train and named_split(self.train, "train")]
+        sets += [named_split(name, "test") for name in (*self.val, *self.test)]
+        splits = [split for dataset, split in filter(None, sets) if dataset == WORLD]
+        if splits:
+            from avloc.world import ensure
 
-            ensure(self.root)
+            ensure(self.root, *splits)
 
     def setup(self, stage: str) -> None:
         """Read the indexes that a stage needs.
@@ -93,7 +96,7 @@ class AVDataModule(LightningDataModule):
             self.train_stream = TrainStream(
                 read_index(self.find(self.train, "train")),
                 self.spec,
-                self.batch_size,
+                self.per_process(),
                 rank=self.trainer.global_rank if self.trainer else 0,
                 world=self.trainer.world_size if self.trainer else 1,
                 workers=self.num_workers,
@@ -105,6 +108,20 @@ class AVDataModule(LightningDataModule):
         if stage in ("test", "predict") and not self.test_sets:
             twins = [None, self.seed] if self.shuffled_sound else [None]
             self.test_sets = [self.eval_set(n, shuffle) for n in self.test for shuffle in twins]
+
+    def per_process(self) -> int:
+        """Training samples of a step on each process.
+
+        Raises:
+            ShardError: the processes do not divide the batch.
+        """
+        world = self.trainer.world_size if self.trainer else 1
+        if self.batch_size % world:
+            raise ShardError(
+                f"data.batch_size {self.batch_size} counts the samples of all {world} processes and is not "
+                f"divisible by them. Use a multiple of {world}."
+            )
+        return self.batch_size // world
 
     @property
     def spec(self) -> InputSpec:
@@ -123,8 +140,8 @@ class AVDataModule(LightningDataModule):
         """Where the index of a set is; ``split`` unless the name holds one."""
         if is_index(name):
             return name
-        dataset, _, own = set_name(name).partition(":")
-        path = self.root / dataset / f"{dataset}-{own or split}.json"
+        dataset, split = named_split(name, split)
+        path = self.root / dataset / f"{dataset}-{split}.json"
         if not path.is_file():
             raise ShardError(
                 f"Set {name!r}: {path} is missing. Write it with "
@@ -206,5 +223,9 @@ def is_index(name: str) -> bool:
     return name.endswith(".json") or name.startswith("pipe:") or (remote(name) and "://" in name)
 
 
-def set_name(name: str) -> str:
-    return name.split("/")[0]
+def named_split(name: str, split: str) -> tuple[str, str]:
+    """Dataset and split of a set's name, ``split`` unless the name holds one; the dataset is "" for an index."""
+    if is_index(name):
+        return "", ""
+    dataset, _, own = name.split("/")[0].partition(":")
+    return dataset, own or split

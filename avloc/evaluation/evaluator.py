@@ -14,7 +14,6 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,7 +31,7 @@ from avloc.metrics.per_sample import PerSample
 from avloc.metrics.thresholds import SWEEP
 from avloc.types import AVBatch, Localization
 
-__all__ = ["MODEL", "SHUFFLED", "EvalSet", "Evaluator", "Panel"]
+__all__ = ["MODEL", "SHUFFLED", "EvalSet", "Evaluator"]
 
 MODEL, SHUFFLED = "model", "shuffled sound"
 IDENTITIES = {"clip": 1, "group": 1}
@@ -49,33 +48,6 @@ class EvalSet(Protocol):
     def __len__(self) -> int: ...
 
 
-@dataclass
-class Panel:
-    """One sample to look at, on the CPU.
-
-    Attributes:
-        set: name of the evaluation set.
-        row: `MODEL` or `SHUFFLED`.
-        key: of the sample.
-        index: place in the set.
-        image: uint8 ``[3, H, W]``.
-        audio: float32 ``[T]``.
-        truth: float32 ``[S, G, G]`` or None.
-        heatmap: float32 ``[S, H, W]``.
-        label: class names of the sources.
-    """
-
-    set: str
-    row: str
-    key: str
-    index: int
-    image: Tensor
-    audio: Tensor
-    truth: Tensor | None
-    heatmap: Tensor
-    label: list[str] = field(default_factory=list)
-
-
 class Evaluator(Callback):
     """Scores every evaluation set under every protocol of its benchmark.
 
@@ -88,21 +60,17 @@ class Evaluator(Callback):
         controls: score the full frame, the centre box and the random map too. They do not depend on the
             method, so the validation inside ``fit`` leaves them out.
         out: folder of the files; None for the logger's, else the trainer's ``default_root_dir``.
-        keep_panels: number of samples per set whose pictures stay in `panels` on process zero.
 
     Attributes:
         results: what ``results.json`` holds, on every process.
         samples: ``(set, row)`` to its per-sample columns, on every process.
-        panels: the first `keep_panels` samples that process zero met of each set.
     """
 
-    def __init__(self, controls: bool = True, out: str | None = None, keep_panels: int = 0) -> None:
+    def __init__(self, controls: bool = True, out: str | None = None) -> None:
         self.controls = controls
         self.out = out
-        self.keep_panels = keep_panels
         self.results: dict[str, Any] = {}
         self.samples: dict[tuple[str, str], Samples] = {}
-        self.panels: list[Panel] = []
         self.passes: list[Pass] = []
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -140,7 +108,7 @@ class Evaluator(Callback):
         self.finish(trainer, pl_module, "test")
 
     def start(self, trainer: Trainer, stage: str) -> None:
-        self.passes, self.panels = [], []
+        self.passes = []
         if trainer.sanity_checking:
             return
         sets: list[EvalSet] | None = getattr(getattr(trainer, "datamodule", None), f"{stage}_sets", None)
@@ -173,9 +141,6 @@ class Evaluator(Callback):
             )
         run = self.passes[loader]
         run.add(outputs, batch)
-        if trainer.is_global_zero:
-            held = sum((p.set, p.row) == (run.data.name, run.row) for p in self.panels)
-            self.panels += panels(run, outputs, batch, self.keep_panels - held)
 
     def finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not self.passes:
@@ -286,6 +251,7 @@ def description(run: Pass) -> dict[str, Any]:
     protocol, metric = run.benchmark.primary
     return {
         "samples": len(run.data),
+        "published": run.benchmark.published,
         "published_samples": run.benchmark.size,
         "whole": run.whole,
         "primary": {"protocol": protocol, "metric": metric},
@@ -319,23 +285,6 @@ def named(prefix: str, entry: Mapping[str, Any]) -> dict[str, float]:
             path = "/".join([prefix, *filter(None, parts)])
             out |= {f"{path}/{k}": v for k, v in metrics.items() if not isinstance(v, list)}
     return out
-
-
-def panels(run: Pass, answer: Localization, batch: AVBatch, wanted: int) -> list[Panel]:
-    return [
-        Panel(
-            set=run.data.name,
-            row=run.row,
-            key=batch.key[i],
-            index=int(batch.index[i]),
-            image=batch.image[i].cpu(),
-            audio=batch.audio[i].cpu(),
-            truth=None if batch.truth is None else batch.truth[i].cpu(),
-            heatmap=answer.heatmap[i].detach().float().cpu(),
-            label=batch.label[i] if batch.label else [],
-        )
-        for i in range(min(max(wanted, 0), len(batch)))
-    ]
 
 
 def table(name: str, row: str, keys: Mapping[int, str], columns: Samples) -> pd.DataFrame:

@@ -46,7 +46,9 @@ class Localizer(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.frozen_files: dict[str, WeightFile] = {}
-        self.strict_loading = False  # checkpoints hold the trainable part; on_load_checkpoint is the strict one
+        self.strict_loading = (
+            False  # checkpoints hold the trainable part; on_load_checkpoint is the strict one
+        )
 
     def training_losses(self, batch: AVBatch) -> dict[str, Tensor]:
         """Named scalar terms; ``loss`` is their weighted sum and the one that is minimised."""
@@ -60,7 +62,9 @@ class Localizer(LightningModule):
         # The noise of a step depends on its samples alone, so a resumed run draws what an unbroken one draws.
         torch.manual_seed(step_seed(batch.key, self.current_epoch))
         losses = self.training_losses(batch)
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=len(batch))
+        self.log_dict(
+            {f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=len(batch)
+        )
         loss = losses["loss"]
         if (loss.device.type == "cpu" or batch_idx % 50 == 0) and not torch.isfinite(loss):
             terms = ", ".join(f"{k} {v.item():.4g}" for k, v in losses.items())
@@ -70,10 +74,14 @@ class Localizer(LightningModule):
             )
         return loss
 
-    def validation_step(self, batch: AVBatch, batch_idx: int, dataloader_idx: int = 0) -> Localization:
+    def validation_step(  # type: ignore[override]
+        self, batch: AVBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> Localization:
         return self.localize(batch)
 
-    def test_step(self, batch: AVBatch, batch_idx: int, dataloader_idx: int = 0) -> Localization:
+    def test_step(  # type: ignore[override]
+        self, batch: AVBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> Localization:
         return self.localize(batch)
 
     def predict_step(self, batch: AVBatch, batch_idx: int, dataloader_idx: int = 0) -> Localization:

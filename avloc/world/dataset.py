@@ -133,7 +133,13 @@ def scene_samples(
 
 
 def world_sample(
-    rng: np.random.Generator, split: str, id: str, labels: list[int], sounding: list[int], image: Tensor, mask: Tensor
+    rng: np.random.Generator,
+    split: str,
+    id: str,
+    labels: list[int],
+    sounding: list[int],
+    image: Tensor,
+    mask: Tensor,
 ) -> Sample:
     """A picture in which the objects ``sounding`` sound, with their masks where the split has ground truth."""
     training = split.startswith("train")
@@ -212,5 +218,3 @@ def encode_audio(wave: np.ndarray) -> bytes:
     out = io.BytesIO()
     soundfile.write(out, wave, RATE, format="FLAC", subtype="PCM_16")
     return out.getvalue()
-
-

@@ -20,7 +20,9 @@ Wave = NDArray[np.float64]
 Generator = np.random.Generator
 
 
-def sound(rng: Generator, label: int, seconds: float, noise_db: tuple[float, float] = (-45.0, -25.0)) -> NDArray[np.float32]:
+def sound(
+    rng: Generator, label: int, seconds: float, noise_db: tuple[float, float] = (-45.0, -25.0)
+) -> NDArray[np.float32]:
     """A sound of class ``label``.
 
     Args:
@@ -56,7 +58,9 @@ def tone(frequency: Wave | float, t: Wave, partials: list[float], ratios: list[f
     track = np.broadcast_to(frequency, t.shape)
     phase = 2 * np.pi * np.cumsum(track) / RATE
     multiples = ratios or [float(k + 1) for k in range(len(partials))]
-    parts = [a * np.sin(m * phase) for a, m in zip(partials, multiples, strict=True) if m * track.max() < RATE / 2]
+    parts = [
+        a * np.sin(m * phase) for a, m in zip(partials, multiples, strict=True) if m * track.max() < RATE / 2
+    ]
     return np.sum(parts, axis=0) if parts else np.zeros_like(t)
 
 
@@ -71,13 +75,17 @@ def falling(rng: Generator, count: int, low: float = 0.45, high: float = 0.75) -
 
 def bell(rng: Generator, t: Wave) -> Wave:
     f, rate = rng.uniform(500, 900), rng.uniform(0.9, 1.6)
-    return tone(f, t, [1, 0.7, 0.6, 0.45, 0.3], [1, 2.0, 2.76, 5.4, 8.9]) * beats(t, rate, rng.uniform(2.5, 4))
+    return tone(f, t, [1, 0.7, 0.6, 0.45, 0.3], [1, 2.0, 2.76, 5.4, 8.9]) * beats(
+        t, rate, rng.uniform(2.5, 4)
+    )
 
 
 def drum(rng: Generator, t: Wave) -> Wave:
     rate = rng.uniform(2.5, 4.5)
     drop = rng.uniform(60, 100) * (1 + 2.5 * beats(t, rate, 40))
-    return tone(drop, t, [1, 0.3]) * beats(t, rate, 12) + 0.5 * noise(rng, len(t), 1, 100, 3000) * beats(t, rate, 30)
+    return tone(drop, t, [1, 0.3]) * beats(t, rate, 12) + 0.5 * noise(rng, len(t), 1, 100, 3000) * beats(
+        t, rate, 30
+    )
 
 
 def flute(rng: Generator, t: Wave) -> Wave:
@@ -104,7 +112,9 @@ def bird(rng: Generator, t: Wave) -> Wave:
     rate = rng.uniform(6, 10)
     phase = np.mod(t * rate, 1)
     sweep = rng.uniform(2600, 3400) + rng.uniform(1200, 2200) * phase
-    return tone(sweep, t, [1.0]) * np.sin(np.pi * phase) * (np.sin(2 * np.pi * rng.uniform(0.8, 1.4) * t) > -0.4)
+    return (
+        tone(sweep, t, [1.0]) * np.sin(np.pi * phase) * (np.sin(2 * np.pi * rng.uniform(0.8, 1.4) * t) > -0.4)
+    )
 
 
 def engine(rng: Generator, t: Wave) -> Wave:
@@ -144,7 +154,9 @@ def frog(rng: Generator, t: Wave) -> Wave:
 def violin(rng: Generator, t: Wave) -> Wave:
     vibrato = 1 + 0.02 * np.sin(2 * np.pi * rng.uniform(5, 7) * t)
     note = 2 ** (np.floor(np.mod(t * rng.uniform(1, 2), 2)) * rng.choice([2, 4, 5]) / 12)
-    return tone(rng.uniform(320, 520) * vibrato * note, t, [1 / k for k in range(1, 13)]) + 0.05 * noise(rng, len(t), 0)
+    return tone(rng.uniform(320, 520) * vibrato * note, t, [1 / k for k in range(1, 13)]) + 0.05 * noise(
+        rng, len(t), 0
+    )
 
 
 def phone(rng: Generator, t: Wave) -> Wave:
@@ -162,7 +174,9 @@ def organ(rng: Generator, t: Wave) -> Wave:
 def kettle(rng: Generator, t: Wave) -> Wave:
     rise = rng.uniform(0.5, 1.0) * t / t[-1]
     hiss = noise(rng, len(t), 0, rng.uniform(1500, 2500), 7600)
-    return hiss * (0.6 + 0.4 * np.sin(2 * np.pi * rng.uniform(9, 14) * t)) + rise * tone(rng.uniform(1900, 2400), t, [0.4])
+    return hiss * (0.6 + 0.4 * np.sin(2 * np.pi * rng.uniform(9, 14) * t)) + rise * tone(
+        rng.uniform(1900, 2400), t, [0.4]
+    )
 
 
 SOUNDS: dict[str, Callable[[Generator, Wave], Wave]] = {

@@ -16,7 +16,9 @@ from avloc.world.sounds import RATE, sound
 __all__ = ["write_video", "write_videos"]
 
 
-def write_videos(folder: Path, count: int, seconds: float = 10.0, fps: int = 12, size: int = 192, seed: int = 0) -> Path:
+def write_videos(
+    folder: Path, count: int, seconds: float = 10.0, fps: int = 12, size: int = 192, seed: int = 0
+) -> Path:
     """Write ``count`` clips named as VGGSound names its own, and their list.
 
     Args:
@@ -38,7 +40,9 @@ def write_videos(folder: Path, count: int, seconds: float = 10.0, fps: int = 12,
         for i in range(count):
             id, start = f"world{seed:02d}{i:04d}", 10 * (i % 3)
             label = int(scenes.label[i, 0])
-            write_video(folder / f"{id}_{start:06d}.mp4", scenes[i : i + 1], sound(rng, label, seconds), fps, size)
+            write_video(
+                folder / f"{id}_{start:06d}.mp4", scenes[i : i + 1], sound(rng, label, seconds), fps, size
+            )
             table.writerow([id, start, NAMES[label], "test" if i % 10 == 9 else "train"])
     return folder / "vggsound.csv"
 
@@ -57,7 +61,10 @@ def write_video(path: Path, scene: Scenes, wave: np.ndarray, fps: int = 12, size
     time = torch.arange(count) / fps
     pose = scene.pose.repeat(count, 1, 1)
     pose[:, 0, 3] += 0.15 * torch.sin(2 * torch.pi * 0.7 * time)
-    fields = {f: getattr(scene, f).repeat(count, *[1] * (getattr(scene, f).ndim - 1)) for f in scene.__dataclass_fields__}
+    fields = {
+        f: getattr(scene, f).repeat(count, *[1] * (getattr(scene, f).ndim - 1))
+        for f in scene.__dataclass_fields__
+    }
     frames, _ = render(replace(scene, **(fields | {"pose": pose})), size)
     with av.open(str(path), "w") as out:
         video = out.add_stream("libx264", rate=fps)

@@ -50,9 +50,9 @@ def trainer(folder: Path, **options: Any) -> Trainer:
     return Trainer(default_root_dir=folder, use_distributed_sampler=False, **options)
 
 
-def module(root: Path, workers: int = 0, **options: Any) -> AVDataModule:
+def module(root: Path, workers: int = 0, batch: int = 3, **options: Any) -> AVDataModule:
     return AVDataModule(
-        train="toy", root=str(root), batch_size=3, num_workers=workers, shuffle_buffer=8, **options
+        train="toy", root=str(root), batch_size=batch, num_workers=workers, shuffle_buffer=8, **options
     )
 
 
@@ -203,7 +203,7 @@ def test_two_processes_share_training_and_testing_exactly(tmp_path: Path) -> Non
     toy_set(tmp_path, 25)
     toy_set(tmp_path, 11, split="test")
     options = dict(strategy="ddp_spawn", devices=2, max_epochs=1)
-    trainer(tmp_path, **options).fit(Writing(tmp_path), module(tmp_path, workers=1))
+    trainer(tmp_path, **options).fit(Writing(tmp_path), module(tmp_path, workers=1, batch=6))
     trainer(tmp_path, **options).test(
         Writing(tmp_path), module(tmp_path, workers=1, test=["toy"]), verbose=False
     )

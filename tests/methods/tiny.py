@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from avloc.backbones.beats import BEATs, BEATsConfig
@@ -19,7 +21,8 @@ def tiny_clipseg(seed: int = 0) -> CLIPSeg:
     width = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2}
     return CLIPSeg(
         {
-            "text_config": width | {"num_hidden_layers": 2, "vocab_size": end + 1, "eos_token_id": end, "bos_token_id": end - 1},
+            "text_config": width
+            | {"num_hidden_layers": 2, "vocab_size": end + 1, "eos_token_id": end, "bos_token_id": end - 1},
             "vision_config": width | {"num_hidden_layers": 4, "image_size": SIDE, "patch_size": 16},
             "projection_dim": 64,
             "extract_layers": [0, 1, 2],
@@ -54,3 +57,17 @@ def tiny_batch(size: int, seed: int = 0) -> AVBatch:
     image = torch.randint(256, (size, 3, SIDE, SIDE), generator=g).to(torch.uint8)
     audio = 0.3 * torch.randn(size, round(SECONDS * 16000), generator=g)
     return AVBatch([f"s{seed}_{i}" for i in range(size)], image, audio, torch.full((size,), -1))
+
+
+def tiny_files(folder: Path) -> dict[str, object]:
+    """Arguments that build ACL or SOUPLE from tiny weight files written to ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tiny_clipseg().save_world(folder / "clipseg.safetensors")
+    tiny_beats().save_world(folder / "beats.safetensors")
+    return {
+        "clipseg": f"file:{folder / 'clipseg.safetensors'}",
+        "beats": f"file:{folder / 'beats.safetensors'}",
+        "feature_layers": (1, 2),
+        "image_size": SIDE,
+        "seconds": SECONDS,
+    }

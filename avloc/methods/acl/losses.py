@@ -61,7 +61,9 @@ class Objective:
                 terms["acl_f"] = symmetric_infonce(gather(logits))
             terms["area_reg"] = self.area_term(gather(pairs.area))
             weights = {"acl_i": self.lambda_i, "acl_f": self.lambda_f, "area_reg": self.lambda_reg}
-            terms["loss"] = sum((weights[k] * v for k, v in terms.items()), start=torch.zeros((), device=A.device))
+            terms["loss"] = sum(
+                (weights[k] * v for k, v in terms.items()), start=torch.zeros((), device=A.device)
+            )
             return terms
 
     def area_term(self, area: Tensor) -> Tensor:
@@ -111,3 +113,7 @@ def batch_areas(area: Tensor) -> tuple[Tensor, Tensor]:
 def area_reg(p_area: Tensor, n_area: Tensor, p_plus: float, p_minus: float) -> Tensor:
     """``|p_area - p+| + |n_area - p-|``."""
     return (p_area - p_plus).abs() + (n_area - p_minus).abs()
+
+
+# Checkpoints keep it among the hyper-parameters, and are loaded without unpickling anything else.
+torch.serialization.add_safe_globals([Objective])

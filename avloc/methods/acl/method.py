@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -74,7 +73,8 @@ class ACL(Localizer):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
-        self.save_hyperparameters(logger=False)
+        # A rebuilt method is used, not trained on; a resumed one gets its optimiser from the YAML.
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"], logger=False)
         self.input_spec = InputSpec(
             image_size=image_size,
             train_scale=train_scale,
@@ -127,7 +127,9 @@ class ACL(Localizer):
         features = self.network.see(image)
         tokens = self.network.hear(batch.audio)
         A = self.network.ask(features, tokens, gathered=self.objective.negatives == "gathered")
-        return self.objective(self.network.pairs(image, features, A, image_level=self.objective.lambda_i != 0))
+        return self.objective(
+            self.network.pairs(image, features, A, image_level=self.objective.lambda_i != 0)
+        )
 
     def localize(self, batch: AVBatch) -> Localization:
         """One source a sample; the confidence is the cosine of v_f and A (`facts/metrics.md` section 4)."""
@@ -135,5 +137,3 @@ class ACL(Localizer):
         A = self.network.answer(features, self.network.hear(batch.audio))
         heatmap, confidence = self.network.locate(features, A[:, None], self.heatmap_size)
         return Localization(heatmap, confidence)
-
-

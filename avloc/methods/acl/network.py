@@ -35,8 +35,8 @@ class ImageMasker(nn.Module):
 
     def __init__(self, w: float = 10.0, b: float = 14.0) -> None:
         super().__init__()
-        self.w = nn.Parameter(torch.tensor(w))
-        self.b = nn.Parameter(torch.tensor(b))
+        self.w = nn.Parameter(torch.tensor(float(w)))
+        self.b = nn.Parameter(torch.tensor(float(b)))
 
     def forward(self, M: Tensor, u: Tensor | None = None) -> Tensor:
         """Stochastic binary mask, straight-through.
@@ -164,7 +164,9 @@ class ACLNetwork(nn.Module):
     def prompt(self, tokens: Tensor) -> Tensor:
         """Audio tokens ``[B, K, C]`` in their template to audio-driven embeddings ``[B, D]``, not normalised."""
         B = len(tokens)
-        before, after = (self.av_grounder.embed_tokens(ids).expand(B, -1, -1) for ids in (self.before, self.after))
+        before, after = (
+            self.av_grounder.embed_tokens(ids).expand(B, -1, -1) for ids in (self.before, self.after)
+        )
         return self.av_grounder.encode_tokens(torch.cat([before, tokens, after], dim=1))
 
     def mask_logits(self, reduced: list[Tensor], A: Tensor) -> Tensor:

@@ -98,7 +98,9 @@ class SOUPLENetwork(ACLNetwork):
         self.V = None if emits == "only" else nn.Parameter(self._initial(context, width, start))
         inputs = grounder.config.vision_config.hidden_size if image_feature == "hidden" else grounder.width
         if variant == "fusion" and inputs != width:
-            raise ValueError(f"fusion adds picture ({inputs}) and sound ({width}); use image_feature: pooled.")
+            raise ValueError(
+                f"fusion adds picture ({inputs}) and sound ({width}); use image_feature: pooled."
+            )
         self.meta_net = MetaNet(inputs, width, 1 if emits == "shared" else context)
 
     def _initial(self, context: int, width: int, start: Start) -> Tensor:

@@ -14,7 +14,11 @@ def grounder(case: Case, prefix: str = "") -> CLIPSeg:
     """A CLIPSeg of the case's size that holds the case's weights."""
     config = dict(case.config["clipseg_config"])
     vocabulary = config["text_config"]["vocab_size"]
-    config["text_config"] = {**config["text_config"], "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1}
+    config["text_config"] = {
+        **config["text_config"],
+        "bos_token_id": vocabulary - 2,
+        "eos_token_id": vocabulary - 1,
+    }
     model = CLIPSeg(config)
     state = {k.removeprefix(prefix): v for k, v in case.weights.items() if k.startswith(prefix)}
     load_into(model, state, case.id)

@@ -1,0 +1,37 @@
+# Every target builds .venv when it is missing or older than pyproject.toml.
+.DEFAULT_GOAL := help
+PYTHON ?= python3.11
+BIN := .venv/bin
+READY := .venv/ready
+# The quickstart compares two methods, so its name stands for two experiments.
+NAMES = $(if $(filter quickstart,$(EXP)),quickstart quickstart_acl,$(EXP))
+
+.PHONY: help train test lint world bench
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $(READY)
+
+train: $(READY)  ## train, test and report: make train EXP=souple_ctx4 [ARGS="--trainer.max_epochs 1"]
+	@test -n "$(EXP)" || { echo 'make train needs EXP=name, a YAML in experiments/: make train EXP=quickstart'; exit 2; }
+	$(BIN)/avloc train $(NAMES) $(ARGS)
+
+test: $(READY)  ## run the tests (slow and GPU ones: make test ARGS="-m ''")
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check avloc data_prep tests
+	$(BIN)/ruff format --check avloc data_prep tests
+	$(BIN)/mypy
+
+world: $(READY)  ## write the embedded world's shards to data/
+	$(BIN)/avloc world $(ARGS)
+
+bench: $(READY)  ## measure a training step and the loader
+	$(BIN)/avloc bench step $(ARGS)
+	$(BIN)/avloc bench loader

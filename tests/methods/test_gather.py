@@ -1,0 +1,83 @@
+"""Negatives of all processes: two ranks with half a batch each must equal one with the whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from avloc.backbones.clipseg import normalise
+from avloc.methods.acl.losses import Objective
+from avloc.methods.acl.network import ACLNetwork
+from avloc.methods.losses import gather_rows
+from avloc.methods.souple.network import SOUPLENetwork
+from tests.methods.tiny import tiny_batch, tiny_beats, tiny_clipseg
+
+KINDS = {
+    "acl": (ACLNetwork, {}),
+    "own": (SOUPLENetwork, {"conditioned": "own"}),
+    "asked": (SOUPLENetwork, {"conditioned": "asked"}),
+}
+NOISE = 4
+
+
+class Step(nn.Module):
+    """One loss, so that DistributedDataParallel sees the whole step."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        network, options = KINDS[kind]
+        self.network = network(tiny_clipseg(), tiny_beats(), **options)
+        self.network.audio_proj.eval()  # no dropout: its draws differ between ranks
+
+    def forward(self, rows: list[int], world: int) -> Tensor:
+        batch = tiny_batch(NOISE).take(rows)
+        generator = torch.Generator().manual_seed(2)
+        noise = [torch.rand(NOISE, n, 32, 32, generator=generator)[rows] for n in (NOISE, 1)]
+        image = normalise(batch.image)
+        features = self.network.see(image)
+        gathered = world > 1
+        A = self.network.ask(features, self.network.hear(batch.audio), gathered)
+        pairs = self.network.pairs(image, features, A, noise=(noise[0], noise[1]))
+        return Objective(p_plus=0.1, negatives="gathered" if gathered else "local")(pairs)["loss"]
+
+
+def gradients(step: Step) -> dict[str, Tensor]:
+    return {k: p.grad for k, p in step.named_parameters() if p.grad is not None}
+
+
+def one_of_two(rank: int, kind: str, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    step = Step(kind)
+    wrapped = nn.parallel.DistributedDataParallel(step)
+    loss = wrapped([0, 1] if rank == 0 else [2, 3], 2)
+    loss.backward()
+    torch.save({"loss": loss.detach(), "grads": gradients(step)}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_equal_the_whole_batch(tmp_path: Path, kind: str) -> None:
+    step = Step(kind)
+    loss = step([0, 1, 2, 3], 1)
+    loss.backward()
+    mp.spawn(one_of_two, (kind, str(tmp_path)), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(2)]
+    for rank in ranks:
+        torch.testing.assert_close(rank["loss"], loss.detach(), atol=1e-5, rtol=1e-5)
+        assert rank["grads"].keys() == gradients(step).keys()
+        for k, g in gradients(step).items():
+            torch.testing.assert_close(rank["grads"][k], g, atol=1e-5, rtol=1e-3, msg=k)
+
+
+def test_without_processes_nothing_is_gathered() -> None:
+    x = torch.ones(2, 3)
+    assert gather_rows(x) is x

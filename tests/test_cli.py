@@ -1,0 +1,116 @@
+"""The command line: found from any folder, strict about every key, and clear about what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from avloc import cli
+from avloc.cli import UsageError, find_config, main
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+
+
+def fails(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a failing command tells its user."""
+    with pytest.raises(SystemExit) as e:
+        main(args)
+    assert e.value.code not in (0, None)
+    told = e.value.code if isinstance(e.value.code, str) else ""
+    captured = capsys.readouterr()
+    return told + captured.out + captured.err
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    told = capsys.readouterr().out
+    for command in cli.TRAINER_COMMANDS + cli.PLAIN_COMMANDS:
+        assert f"\n    {command} " in told
+
+
+def test_experiments_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    want = EXPERIMENTS / "souple_ctx4.yaml"
+    for name in ("souple_ctx4", "souple_ctx4.yaml", "experiments/souple_ctx4.yaml", str(want)):
+        assert find_config(name) == want
+    own = tmp_path / "mine.yaml"
+    own.write_text("model: {}\n")
+    assert find_config("mine.yaml") == own
+
+
+def test_unknown_experiment_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="no experiment 'souple_ctx5'.*souple_ctx4"):
+        find_config("souple_ctx5")
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Did you mean 'localize'" in fails(["localise"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("--model.init_args.contxt=4", "contxt"),
+        ("--data.batchsize=4", "batchsize"),
+        ("--trainer.max_epoch=1", "max_epoch"),  # no abbreviations
+        ("--model.init_args.variant=fuson", "fuson"),
+        ("--model.class_path=avloc.methods.souple.SUPLE", "SUPLE"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_misspelt_key_is_an_error_that_names_it(
+    option: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert named in fails(["fit", "-c", "souple_ctx4", option], capsys)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_misspelt_key_in_the_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (EXPERIMENTS / "souple_ctx4.yaml").read_text().replace("context: 4", "context: 4\n    positon: 2")
+    (tmp_path / "typo.yaml").write_text(text)
+    assert "positon" in fails(["fit", "-c", str(tmp_path / "typo.yaml")], capsys)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_missing_weights_say_where_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVLOC_WEIGHTS", str(tmp_path))
+    with pytest.raises(SystemExit) as e:
+        main(["fit", "-c", "souple_ctx4", "--trainer.accelerator=cpu"])
+    told = str(e.value.code)
+    assert told.startswith("avloc fit: Weights 'hf:CIDAS/clipseg-rd64-refined' are not on this machine")
+    assert str(tmp_path) in told
+    assert "Apache-2.0" in told
+
+
+def test_weights_lists_what_an_experiment_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AVLOC_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "250")
+    main(["weights", "--experiment", "souple_ctx4"])
+    told = capsys.readouterr().out
+    assert "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt" in told
+    assert "MIT" in told
+    main(["weights", "--experiment", "quickstart"])
+    told = capsys.readouterr().out
+    assert "world:clipseg" in told
+    assert "yes" in told
+
+
+def test_localize_wants_a_video_or_a_still(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "either a video, or --image and --audio" in fails(["localize", "--image", "a.png"], capsys)
+
+
+def test_localize_without_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "make train EXP=quickstart" in fails(["localize", "clip.mp4"], capsys)
+
+
+def test_train_with_nothing_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "Nothing to resume" in fails(["train", "quickstart", "--resume"], capsys)
