@@ -1,4 +1,4 @@
-"""The commands `avloc` and `lightning`: `fit`, `validate`, `test`, `predict` of LightningCLI, and plain ones beside them."""
+"""The commands `avloc` and `lightning`: those of LightningCLI, and plain ones beside them."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def run_plain(command: str, args: list[str]) -> None:
 
 
 def with_short_options(args: list[str]) -> list[str]:
-    """`localize CLIP -o OUT` spelt out: auto_cli makes a positional of a required argument only, and knows no ``-o``."""
+    """`localize CLIP -o OUT` spelt out: auto_cli has positionals for required arguments only, and no ``-o``."""
     clip = ["--clip"] if args and not args[0].startswith("-") else []
     return clip + ["--out" if a == "-o" else a for a in args]
 

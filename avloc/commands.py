@@ -65,17 +65,13 @@ def newest_state(folder: Path) -> Path:
     return found[0]
 
 
-def print_report(
-    folders: list[Path], out: Path | None, metrics: Literal["headline", "all"] = "headline"
-) -> None:
+def print_report(folders: list[Path], out: Path | None, metrics: Literal["headline", "all"] = "headline") -> None:
     from avloc.report.tables import report as write_report
 
     write_report(folders, out, metrics)
 
 
-def report(
-    runs: list[Path], out: Path | None = None, metrics: Literal["headline", "all"] = "headline"
-) -> None:
+def report(runs: list[Path], out: Path | None = None, metrics: Literal["headline", "all"] = "headline") -> None:
     """Print the measured rows of tested runs beside the published rows, with the controls.
 
     Args:
@@ -116,7 +112,8 @@ def localize(
     if clip is not None:
         localize_video(model, clip, out)
     else:
-        assert image is not None and audio is not None
+        assert image is not None
+        assert audio is not None
         localize_still(model, image, audio, out)
     print(f"written to {out}")
 
@@ -145,9 +142,7 @@ def weights(experiment: str | None = None) -> None:
     Console().print(table)
 
 
-def world(
-    out: Path = Path("data"), splits: list[str] | None = None, videos: int = 0, seconds: float = 10.0
-) -> None:
+def world(out: Path = Path("data"), splits: list[str] | None = None, videos: int = 0, seconds: float = 10.0) -> None:
     """Write the embedded world.
 
     Args:

@@ -56,15 +56,9 @@ class ExperimentCLI(LightningCLI):
         return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--experiment", type=str, default="", help="name of the run; the YAML's by default"
-        )
-        parser.add_argument(
-            "--reproduces", type=Reference | None, default=None, help="published row to compare with"
-        )
-        parser.add_argument(
-            "--test_after_fit", type=bool, default=False, help="test the best checkpoint when fitted"
-        )
+        parser.add_argument("--experiment", type=str, default="", help="name of the run; the YAML's by default")
+        parser.add_argument("--reproduces", type=Reference | None, default=None, help="published row to compare with")
+        parser.add_argument("--test_after_fit", type=bool, default=False, help="test the best checkpoint when fitted")
         parser.add_lightning_class_args(Evaluator, "evaluator")
         parser.add_lightning_class_args(Panels, "panels")
         parser.add_lightning_class_args(Throughput, "throughput")
@@ -105,6 +99,4 @@ class ExperimentCLI(LightningCLI):
     def after_fit(self) -> None:
         if self.settings.test_after_fit and not self.trainer.interrupted:
             best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint))
-            self.trainer.test(
-                self.model, self.datamodule, ckpt_path=best.best_model_path or None, weights_only=True
-            )
+            self.trainer.test(self.model, self.datamodule, ckpt_path=best.best_model_path or None, weights_only=True)

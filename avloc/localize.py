@@ -465,9 +465,7 @@ class OverlayWriter:
                 yield frame
 
 
-def keep_key_moment(
-    kept: dict[int, tuple[float, Pixels]], moment: Moment, drawn: Pixels, duration: float
-) -> None:
+def keep_key_moment(kept: dict[int, tuple[float, Pixels]], moment: Moment, drawn: Pixels, duration: float) -> None:
     """Hold the surest moment of each sixth of the clip, at the strip's height."""
     part = min(int(KEY_MOMENTS * moment.time / max(duration, 1e-6)), KEY_MOMENTS - 1)
     score = float(moment.confidence.max() * moment.heat.max())
@@ -477,9 +475,7 @@ def keep_key_moment(
         kept[part] = (score, captioned(np.asarray(small), f"{moment.time:.2f} s"))
 
 
-def recorded(
-    moments: Iterator[Moment], times: list[dict[str, Any]], clip: Clip, threshold: float
-) -> Iterator[Moment]:
+def recorded(moments: Iterator[Moment], times: list[dict[str, Any]], clip: Clip, threshold: float) -> Iterator[Moment]:
     """The same moments; each leaves its description in ``times``."""
     for moment in moments:
         times.append(described(moment, clip.width, clip.height, threshold))

@@ -160,18 +160,14 @@ def read_state(path: Path) -> dict:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped(path))
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as e:
-        raise WeightError(
-            f"{path} cannot be read as weights: {str(e) or type(e).__name__}. Download it again."
-        ) from e
+        raise WeightError(f"{path} cannot be read as weights: {str(e) or type(e).__name__}. Download it again.") from e
     except Exception as e:  # pickle.UnpicklingError and relatives, whose own text advises to load unsafely
         raise WeightError(
             f"{path} is refused ({type(e).__name__}): it is damaged, or loading it would run code. "
             "Download it again, or save its tensors alone: safetensors, or torch.save(model.state_dict())."
         ) from e
     if not isinstance(content, dict):
-        raise WeightError(
-            f"{path} holds a {type(content).__name__}, not named tensors. It is no weight file."
-        )
+        raise WeightError(f"{path} holds a {type(content).__name__}, not named tensors. It is no weight file.")
     return content
 
 
@@ -224,8 +220,7 @@ def load_into(module: nn.Module, state: dict[str, Tensor], what: str, ignore: tu
     ]
     if parts:
         raise WeightError(
-            f"{what} does not fit {type(module).__name__}: {'; '.join(parts)}. "
-            "It is a file of another model or size."
+            f"{what} does not fit {type(module).__name__}: {'; '.join(parts)}. It is a file of another model or size."
         )
     module.load_state_dict(state)
 

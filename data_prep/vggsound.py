@@ -105,14 +105,9 @@ def read_boxes(path: Path) -> dict[str, tuple[str, list[list[float]]]]:
         ValueError: not that file.
     """
     try:
-        return {
-            r["file"]: (r["class"], [list(map(float, b)) for b in r["bbox"]])
-            for r in json.loads(path.read_text())
-        }
+        return {r["file"]: (r["class"], [list(map(float, b)) for b in r["bbox"]]) for r in json.loads(path.read_text())}
     except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(
-            f"{path} is not VGG-SS's vggss.json ({type(e).__name__}: {e}). Get it from its page."
-        ) from e
+        raise ValueError(f"{path} is not VGG-SS's vggss.json ({type(e).__name__}: {e}). Get it from its page.") from e
 
 
 def vggss_target(class_id: int, label: str, raw: list[list[float]]) -> Target:
@@ -150,9 +145,7 @@ def make_sample(media: Media, row: Row, target: Target | None, class_id: int, ta
         split=media.split,
         tags=list(tags),
         video=row.video,
-        frames=[
-            Frame(f"f0.{suffix}", *picture.size, width, height, clip.frame_time, annotated=target is not None)
-        ],
+        frames=[Frame(f"f0.{suffix}", *picture.size, width, height, clip.frame_time, annotated=target is not None)],
         audios=[Audio(f"a0.{media.codec}", "source", row.id, row.start, len(clip.audio) / RATE, RATE, 1)],
         targets=[target or Target(class_id, row.label, "vggsound309", audio=0)],
         map_rule="union" if target else "none",
@@ -241,25 +234,15 @@ def parser() -> argparse.ArgumentParser:
     p.allow_abbrev = False
     p.add_argument("--videos", type=Path, required=True, help="folder of <id>_<start>.mp4 files")
     p.add_argument("--csv", type=Path, required=True, help="the official vggsound.csv")
-    p.add_argument(
-        "--out", type=Path, required=True, help="data root; shards go to OUT/vggsound or OUT/vggss"
-    )
-    p.add_argument(
-        "--split", choices=["train", "test"], default="train", help="rows of the csv (default: train)"
-    )
-    p.add_argument(
-        "--list", type=Path, help="only the ids in the first column of this file, whatever their split"
-    )
+    p.add_argument("--out", type=Path, required=True, help="data root; shards go to OUT/vggsound or OUT/vggss")
+    p.add_argument("--split", choices=["train", "test"], default="train", help="rows of the csv (default: train)")
+    p.add_argument("--list", type=Path, help="only the ids in the first column of this file, whatever their split")
     p.add_argument("--boxes", type=Path, help="vggss.json: write the evaluation set vggss instead")
     p.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     p.add_argument("--num-parts", type=int, default=1, help="number of jobs that share the work")
     p.add_argument("--part", type=int, default=0, help="which of them this is, from 0")
-    p.add_argument(
-        "--codec", choices=list(CODECS), default="flac", help="training sounds (test is always flac)"
-    )
-    p.add_argument(
-        "--short-side", type=int, default=400, help="pixels, training frames; test keeps the source's"
-    )
+    p.add_argument("--codec", choices=list(CODECS), default="flac", help="training sounds (test is always flac)")
+    p.add_argument("--short-side", type=int, default=400, help="pixels, training frames; test keeps the source's")
     p.add_argument("--records-per-shard", type=int, default=500, help="(default: 500)")
     p.add_argument("--seed", type=int, default=0, help="of the order of records over shards")
     return p
@@ -289,9 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "flac" if testing else args.codec,
         None if testing else args.short_side,
     )
-    names = sorted(
-        {label for label, _ in boxes.values()} if boxes else {r.label for r in read_rows(args.csv)}
-    )
+    names = sorted({label for label, _ in boxes.values()} if boxes else {r.label for r in read_rows(args.csv)})
     class_ids = {name: i for i, name in enumerate(names)}
     jobs = [Job(sample_key(dataset, r.id), job_of(media, r, boxes, class_ids)) for r in rows]
     folder = args.out / dataset
@@ -351,9 +332,7 @@ def summarise(
     for reason, n in Counter(kind_of(s.reason) for s in skipped).most_common():
         console.print(f"  {n:6d}  {reason}", highlight=False)
     if skipped:
-        console.print(
-            f"each with its reason in {args.out}/.../{skipped_name(args)}", highlight=False, markup=False
-        )
+        console.print(f"each with its reason in {args.out}/.../{skipped_name(args)}", highlight=False, markup=False)
     if index:
         console.print(f"index: {index}", highlight=False, markup=False)
     elif args.num_parts > 1:

@@ -40,7 +40,7 @@ def test_experiments_are_found_from_any_folder(tmp_path: Path, monkeypatch: pyte
 
 
 def test_unknown_experiment_names_the_nearest() -> None:
-    with pytest.raises(UsageError, match="no experiment 'souple_ctx5'.*souple_ctx4"):
+    with pytest.raises(UsageError, match=r"no experiment 'souple_ctx5'.*souple_ctx4"):
         find_config("souple_ctx5")
 
 
@@ -59,9 +59,7 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_a_misspelt_key_is_an_error_that_names_it(
-    option: str, named: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_misspelt_key_is_an_error_that_names_it(option: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert named in fails(["fit", "-c", "souple_ctx4", option], capsys)
 
 

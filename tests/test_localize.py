@@ -78,9 +78,7 @@ def write_video(path: Path, pictures, times, sound, rotation=0, codec="libx264",
 
 def steady(path: Path, seconds=2.0, pixels=None, **options) -> Path:
     times = np.arange(round(25 * seconds)) / 25
-    return write_video(
-        path, [picture() if pixels is None else pixels] * len(times), times, tone(seconds), **options
-    )
+    return write_video(path, [picture() if pixels is None else pixels] * len(times), times, tone(seconds), **options)
 
 
 def read_video(path: Path):
@@ -189,9 +187,7 @@ def test_heat_between_analysed_frames_is_interpolated(tmp_path):
     times = np.arange(26) / 25
     clip = write_video(tmp_path / "clip.mp4", [white] * 25 + [black], times, tone(1.04))
     shape = localize.probe(clip)
-    moments = iter(
-        localize.Moment(t, torch.full((1, 2, 2), h), torch.ones(1)) for t, h in ((0.0, 1.0), (1.0, 0.0))
-    )
+    moments = iter(localize.Moment(t, torch.full((1, 2, 2), h), torch.ones(1)) for t, h in ((0.0, 1.0), (1.0, 0.0)))
     heats = [float(heat.mean()) for _, _, heat, _ in localize.with_heat(shape, moments)]
     assert heats == pytest.approx(np.clip(1 - times, 0, 1), abs=1e-3)
 

@@ -41,9 +41,7 @@ def test_missing_file_says_which_whence_and_where(folder: Path) -> None:
 
 @pytest.mark.parametrize("source", ["beat", "hf:clipseg", "file:", "world:", "https://example.org/x.pt", ""])
 def test_malformed_source_lists_the_forms(source: str) -> None:
-    with pytest.raises(
-        WeightError, match=r"is no weight source\. Use hf:OWNER/NAME, file:PATH, world:NAME, random"
-    ):
+    with pytest.raises(WeightError, match=r"is no weight source\. Use hf:OWNER/NAME, file:PATH, world:NAME, random"):
         locate(source)
 
 

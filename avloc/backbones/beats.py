@@ -82,9 +82,7 @@ class BEATsConfig:
 
     def __post_init__(self) -> None:
         if self.activation_fn not in ACTIVATIONS:
-            raise ValueError(
-                f"BEATs: activation_fn {self.activation_fn!r} is none of {', '.join(ACTIVATIONS)}."
-            )
+            raise ValueError(f"BEATs: activation_fn {self.activation_fn!r} is none of {', '.join(ACTIVATIONS)}.")
         width = self.encoder_embed_dim
         for name in ("encoder_attention_heads", "conv_pos_groups"):
             if width % getattr(self, name):
@@ -147,9 +145,7 @@ class BEATs(nn.Module):
         return len(self.feature_layers) * self.config.encoder_embed_dim
 
     @classmethod
-    def from_source(
-        cls, source: str, feature_layers: tuple[int, ...] = (4, 8, 12), layer_drop: bool = False
-    ) -> BEATs:
+    def from_source(cls, source: str, feature_layers: tuple[int, ...] = (4, 8, 12), layer_drop: bool = False) -> BEATs:
         """The frozen tower from an official ``.pt``, or from a file that `save_world` wrote.
 
         Args:
@@ -390,6 +386,4 @@ def refuse_unequal_tables(module: nn.Module, state: Mapping[str, Tensor], prefix
     names = [k for k in state if k.startswith(f"{prefix}encoder.layers.") and k.endswith(suffix)]
     for name in names[1:]:
         if not torch.equal(state[name], state[names[0]]):
-            raise WeightError(
-                f"{name} differs from {names[0]}, but BEATs shares one table among all layers. {REMEDY}"
-            )
+            raise WeightError(f"{name} differs from {names[0]}, but BEATs shares one table among all layers. {REMEDY}")

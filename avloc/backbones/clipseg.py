@@ -45,7 +45,7 @@ RD64_REFINED: dict[str, Any] = {
     "use_complex_transposed_convolution": True,
 }
 
-Block = Callable[[nn.Module, Tensor], Tensor]
+Layer = Any  # a transformer layer of transformers' CLIPSeg, whose parts carry no types
 
 
 @dataclass
@@ -88,7 +88,7 @@ class CLIPSeg(nn.Module):
         model = CLIPSegForImageSegmentation(self.config)
         self.clip, self.decoder = model.clip, model.decoder
         self.tokenizer = tokenizer
-        self.block: Block = encoder_block
+        self.block: Callable[[Layer, Tensor], Tensor] = encoder_block
         self.file = WeightFile("random", None, "")
         self.requires_grad_(False).eval()
 
@@ -110,9 +110,7 @@ class CLIPSeg(nn.Module):
             model = cls(json.loads(metadata["config"]), world_tokenizer(metadata["tokenizer"]))
         else:
             beside = file.path.parent / "config.json"
-            model = cls(
-                json.loads(beside.read_text()) if beside.is_file() else RD64_REFINED, clip_tokenizer()
-            )
+            model = cls(json.loads(beside.read_text()) if beside.is_file() else RD64_REFINED, clip_tokenizer())
         load_into(model, read_state(file.path), str(file.path), ignore=("position_ids",))
         model.file = file
         return model
@@ -239,9 +237,7 @@ class CLIPSeg(nn.Module):
         text = self.clip.text_model
         positions = text.embeddings.position_embedding.weight
         if tokens.shape[1] > len(positions):
-            raise ValueError(
-                f"A prompt of {tokens.shape[1]} tokens exceeds the text tower's {len(positions)}."
-            )
+            raise ValueError(f"A prompt of {tokens.shape[1]} tokens exceeds the text tower's {len(positions)}.")
         x = tokens + positions[: tokens.shape[1]]
         for layer in text.encoder.layers:
             x = encoder_block(layer, x, causal=True)
@@ -283,7 +279,7 @@ class CLIPSeg(nn.Module):
         return logits.view(images, asked, *logits.shape[-2:])
 
 
-def attend(attention: nn.Module, queries: Tensor, context: Tensor, causal: bool = False) -> Tensor:
+def attend(attention: Any, queries: Tensor, context: Tensor, causal: bool = False) -> Tensor:
     """Multi-head attention with a CLIP attention's projections; ``[B, Lq, C]`` over ``[B, Lk, C]``."""
     heads = attention.num_heads
 
@@ -299,26 +295,26 @@ def attend(attention: nn.Module, queries: Tensor, context: Tensor, causal: bool 
     return attention.out_proj(y.transpose(1, 2).flatten(2))
 
 
-def encoder_block(layer: nn.Module, x: Tensor, causal: bool = False) -> Tensor:
+def encoder_block(layer: Layer, x: Tensor, causal: bool = False) -> Tensor:
     h = layer.layer_norm1(x)
     x = x + attend(layer.self_attn, h, h, causal)
     return x + layer.mlp(layer.layer_norm2(x))
 
 
-def decoder_block(layer: nn.Module, x: Tensor) -> Tensor:
+def decoder_block(layer: Layer, x: Tensor) -> Tensor:
     """Post-norm layer of the mask decoder."""
     x = layer.layer_norm1(x + attend(layer.self_attn, x, x))
     return layer.layer_norm2(x + layer.mlp(x))
 
 
-def class_token_block(layer: nn.Module, x: Tensor) -> Tensor:
+def class_token_block(layer: Layer, x: Tensor) -> Tensor:
     """`encoder_block`, class token only: ``[B, N, C]`` to ``[B, C]``."""
     h = layer.layer_norm1(x)
     y = x[:, :1] + attend(layer.self_attn, h[:, :1], h)
     return (y + layer.mlp(layer.layer_norm2(y)))[:, 0]
 
 
-def values_only_block(layer: nn.Module, x: Tensor) -> Tensor:
+def values_only_block(layer: Layer, x: Tensor) -> Tensor:
     """`encoder_block` in which every position attends to itself alone."""
     attention = layer.self_attn
     y = x + attention.out_proj(attention.v_proj(layer.layer_norm1(x)))

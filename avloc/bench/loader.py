@@ -50,8 +50,7 @@ def measure_loader(
     wanted = batch_size * min(batches, 20)
     records = itertools.chain.from_iterable(read_shard(index.locate(i)) for i in range(len(index.shards)))
     raw = [
-        (r.get("f0.jpg") or r["f0.png"], r.get("a0.flac") or r["a0.opus"])
-        for r in itertools.islice(records, wanted)
+        (r.get("f0.jpg") or r["f0.png"], r.get("a0.flac") or r["a0.opus"]) for r in itertools.islice(records, wanted)
     ]
     bare_decode(*raw[0], image_size)
     start = time.perf_counter()

@@ -120,9 +120,7 @@ def measure_step(
         "batch_size": batch_size,
         "size": "full" if full_size else "world",
         "precision": precision,
-        "device": torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "step_s": step_s,
         "unavoidable_s": unavoidable_s,
         "time_ratio": step_s / unavoidable_s,
@@ -159,10 +157,6 @@ def print_result(result: Result, as_json: bool) -> None:
     for name, value in result.items():
         table.add_row(
             name,
-            f"{value:,.4g}"
-            if isinstance(value, float)
-            else f"{value:,}"
-            if isinstance(value, int)
-            else value,
+            f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value,
         )
     Console().print(table)

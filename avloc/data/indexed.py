@@ -57,9 +57,7 @@ class EvalSet(Dataset[Item]):
         name: str | None = None,
     ) -> None:
         if remote(str(index_path)):
-            raise ShardError(
-                f"{index_path}: evaluation reads by place and needs local files. Download the set first."
-            )
+            raise ShardError(f"{index_path}: evaluation reads by place and needs local files. Download the set first.")
         self.spec, self.truth_size, self.allow_missing = spec, truth_size, allow_missing
         self.index = read_index(index_path)
         self.name = name or self.index.dataset
@@ -69,9 +67,7 @@ class EvalSet(Dataset[Item]):
         for shard in range(len(self.index.shards)):
             self._scan(shard, set(tags))
         if not self.records:
-            raise ShardError(
-                f"{self.name}: no record has the tags {', '.join(tags)}. Check them for a misspelling."
-            )
+            raise ShardError(f"{self.name}: no record has the tags {', '.join(tags)}. Check them for a misspelling.")
         self.units = [(r, frame) for r in range(len(self.records)) for frame in self._scored(r)]
         self.partner = derangement(self.records, shuffle_sound) if shuffle_sound is not None else None
         self._missing = torch.zeros(len(self.units), dtype=torch.bool).share_memory_()  # seen by all workers
@@ -98,9 +94,7 @@ class EvalSet(Dataset[Item]):
 
     def sample(self, record: int) -> Sample:
         """A record with the bytes of all of its members."""
-        return Sample(
-            self.records[record], {m: self._read(*place) for m, place in self.places[record].items()}
-        )
+        return Sample(self.records[record], {m: self._read(*place) for m, place in self.places[record].items()})
 
     def __getitem__(self, i: int) -> Item:
         record, frame = self.units[i]
@@ -130,9 +124,7 @@ class EvalSet(Dataset[Item]):
         found: defaultdict[str, dict[str, tuple[int, int, int]]] = defaultdict(dict)
         try:
             if path.stat().st_size != entry.bytes:
-                raise ShardError(
-                    f"{path} has {path.stat().st_size} bytes, its index says {entry.bytes}. Get it again."
-                )
+                raise ShardError(f"{path} has {path.stat().st_size} bytes, its index says {entry.bytes}. Get it again.")
             with tarfile.open(path, "r:") as tar:
                 for info in tar:
                     if info.isreg():
@@ -141,15 +133,11 @@ class EvalSet(Dataset[Item]):
         except (OSError, tarfile.TarError) as e:
             raise ShardError(f"{path} cannot be read ({e}). Get or write this shard again.") from e
         if len(found) != entry.count:
-            raise ShardError(
-                f"{path} holds {len(found)} records, its index promises {entry.count}. Write it again."
-            )
+            raise ShardError(f"{path} holds {len(found)} records, its index promises {entry.count}. Write it again.")
         with path.open("rb") as f:
             for key, places in found.items():
                 if "meta.json" not in places:
-                    raise SampleError(
-                        f"{key}: member meta.json is missing from {path}. Write this shard again."
-                    )
+                    raise SampleError(f"{key}: member meta.json is missing from {path}. Write this shard again.")
                 _, offset, size = places.pop("meta.json")
                 f.seek(offset)
                 record = Record.from_json(f.read(size))

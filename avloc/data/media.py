@@ -40,9 +40,7 @@ class Clip:
     seconds: float
 
 
-def read_clip(
-    path: Path | str, seconds: float | None = None, t: float | None = None, rate: int = 16000
-) -> Clip:
+def read_clip(path: Path | str, seconds: float | None = None, t: float | None = None, rate: int = 16000) -> Clip:
     """Centre frame and sound of a video.
 
     Args:
@@ -96,9 +94,7 @@ def frames_at(path: Path | str, times: Sequence[float]) -> list[Image.Image]:
     shown: list[Image.Image] = []
     with opened(path) as container:
         if not container.streams.video:
-            raise MediaError(
-                f"{path} has no picture (no video stream). Give --image and --audio for a still."
-            )
+            raise MediaError(f"{path} has no picture (no video stream). Give --image and --audio for a still.")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         origin = float((stream.start_time or 0) * (stream.time_base or 0))
@@ -121,9 +117,7 @@ def frames_at(path: Path | str, times: Sequence[float]) -> list[Image.Image]:
     return shown
 
 
-def audio_16k(
-    path: Path | str, rate: int = 16000, start: float = 0.0, seconds: float = 10.0
-) -> NDArray[np.float32]:
+def audio_16k(path: Path | str, rate: int = 16000, start: float = 0.0, seconds: float = 10.0) -> NDArray[np.float32]:
     """Mono sound, cropped by time: AAC pads its first and last frame, so counting samples would shift it.
 
     Args:

@@ -172,9 +172,7 @@ class AVDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> list[DataLoader]:
-        warnings.filterwarnings(
-            "ignore", "Total length of `list` across ranks is zero"
-        )  # no validation is fine
+        warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")  # no validation is fine
         return [self._eval_loader(s) for s in self.val_sets]
 
     def test_dataloader(self) -> list[DataLoader]:

@@ -229,9 +229,7 @@ class Record:
         except ValueError as e:
             raise SchemaError(f"meta.json is not JSON ({e}). Write the shard again.") from e
         if not isinstance(data, dict):
-            raise SchemaError(
-                f"meta.json holds a {type(data).__name__}, not an object. Write the shard again."
-            )
+            raise SchemaError(f"meta.json holds a {type(data).__name__}, not an object. Write the shard again.")
         where = f"record {data.get('dataset')}__{data.get('id')}"
         if data.get("schema") != SCHEMA_VERSION:
             raise SchemaError(
@@ -263,9 +261,7 @@ class Record:
         need(bool(NAME.fullmatch(self.split)), "split", "use lower-case letters, digits and _ only.")
         need(bool(self.id), "id", "must not be empty.")
         for name in self.members:
-            need(
-                bool(MEMBER.fullmatch(name)), f"member {name!r}", "name members like f0.jpg, without folders."
-            )
+            need(bool(MEMBER.fullmatch(name)), f"member {name!r}", "name members like f0.jpg, without folders.")
         for i, target in enumerate(self.targets):
             at = f"targets[{i}]"
             need(-1 <= target.audio < len(self.audios), f"{at}.audio", "must be a place in audios, or -1.")
@@ -314,9 +310,7 @@ class Sample:
         try:
             return self.members[name]
         except KeyError:
-            raise SampleError(
-                f"{self.key}: member {name} is missing from its shard. Write the shard again."
-            ) from None
+            raise SampleError(f"{self.key}: member {name} is missing from its shard. Write the shard again.") from None
 
 
 def sample_key(dataset: str, id: str) -> str:
@@ -368,10 +362,6 @@ def check(value: Any, hint: Any, where: str, path: str) -> Any:
         return value
     if hint in (str, bool) and isinstance(value, hint):
         return value
-    wanted = (
-        f"one of {', '.join(map(str, args))}" if origin is Literal else getattr(hint, "__name__", str(hint))
-    )
+    wanted = f"one of {', '.join(map(str, args))}" if origin is Literal else getattr(hint, "__name__", str(hint))
     finite = "finite " if hint is float else ""
-    raise SchemaError(
-        f"{where}, field {path}: expected {finite}{wanted}, got {value!r}. Write the shard again."
-    )
+    raise SchemaError(f"{where}, field {path}: expected {finite}{wanted}, got {value!r}. Write the shard again.")

@@ -177,9 +177,7 @@ def write_shards(
     todo = sorted((j if isinstance(j, Job) else as_job(j) for j in jobs), key=lambda j: j.key)
     twins = [a.key for a, b in pairwise(todo) if a.key == b.key]
     if twins:
-        raise ShardError(
-            f"{name}-{split}: key {twins[0]} occurs twice ({len(twins)} such keys). Keys must be unique."
-        )
+        raise ShardError(f"{name}-{split}: key {twins[0]} occurs twice ({len(twins)} such keys). Keys must be unique.")
     plan = pack(todo, records_per_shard, seed)
     files = [f"{name}-{split}-{i:06d}.tar" for i in range(len(plan))]
     mine = np.array_split(np.arange(len(plan)), num_parts)[part].tolist()
@@ -241,9 +239,7 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if kind is None:
             self.report = write_shards(self.folder, self.name, self.split, self.samples, **self.options)
 
@@ -309,9 +305,7 @@ def write_one(
                         skipped.append((made.key, made.reason))
                     else:
                         if made.key != job.key:
-                            raise ShardError(
-                                f"{file}: the job {job.key} made a sample with the key {made.key}."
-                            )
+                            raise ShardError(f"{file}: the job {job.key} made a sample with the key {made.key}.")
                         meta = made.record.to_json().encode()
                         tar.write({"__key__": made.key, "meta.json": meta, **made.members})
                         classes[made.record.label] += 1
@@ -395,9 +389,7 @@ def read_index(url: Path | str) -> Index:
                 "Update avloc, or write the shards again."
             )
         shards = [Shard(s["file"], s["count"], s["bytes"], s["sha256"]) for s in data["shards"]]
-        index = Index(
-            data["dataset"], data["split"], data["count"], shards, data["classes"], data["licence"], url=url
-        )
+        index = Index(data["dataset"], data["split"], data["count"], shards, data["classes"], data["licence"], url=url)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ShardError(
             f"{url} cannot be read as an index of shards ({type(e).__name__}: {e}). "
@@ -445,6 +437,4 @@ def read_shard(url: str) -> Iterator[dict[str, bytes]]:
     except ShardError:
         raise
     except (OSError, tarfile.TarError, ValueError, EOFError) as e:
-        raise ShardError(
-            f"{url} cannot be read ({type(e).__name__}: {e}). Get or write this shard again."
-        ) from e
+        raise ShardError(f"{url} cannot be read ({type(e).__name__}: {e}). Get or write this shard again.") from e

@@ -59,9 +59,7 @@ class TrainStream(IterableDataset[AVBatch]):
     ) -> None:
         self.index, self.spec, self.rank, self.seed = index, spec, rank, seed
         try:
-            self.plan = EpochPlan(
-                tuple(s.count for s in index.shards), batch, world, max(1, workers), seed, buffer
-            )
+            self.plan = EpochPlan(tuple(s.count for s in index.shards), batch, world, max(1, workers), seed, buffer)
         except ValueError as e:
             raise ShardError(f"{index.dataset}-{index.split}: {e}") from e
         self.place = torch.zeros(2, dtype=torch.int64).share_memory_()
@@ -183,9 +181,7 @@ class ResumableLoader(DataLoader[AVBatch]):
         **options: of `torch.utils.data.DataLoader`.
     """
 
-    def __init__(
-        self, stream: TrainStream, where: Callable[[], tuple[int, int]] | None = None, **options: Any
-    ) -> None:
+    def __init__(self, stream: TrainStream, where: Callable[[], tuple[int, int]] | None = None, **options: Any) -> None:
         super().__init__(stream, batch_size=None, num_workers=options.pop("num_workers", 0), **options)
         self.stream, self.epoch = stream, 0
         self.where = where or (lambda: (self.epoch, 0))
@@ -207,6 +203,4 @@ class ResumableLoader(DataLoader[AVBatch]):
         pairs = zip(names, state["order"], self.state_dict()["order"], strict=True)
         changed = [f"{name} was {was}, is {now}" for name, was, now in pairs if was != now]
         if changed:
-            log.warning(
-                "The order of training samples changes after this checkpoint: %s.", "; ".join(changed)
-            )
+            log.warning("The order of training samples changes after this checkpoint: %s.", "; ".join(changed))

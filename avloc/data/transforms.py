@@ -84,9 +84,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         raise SampleError(f"{name} cannot be decoded as a picture ({e}). Write its shard again.") from e
 
 
-def fit_image(
-    image: Image.Image, spec: InputSpec, rng: np.random.Generator | None = None
-) -> NDArray[np.uint8]:
+def fit_image(image: Image.Image, spec: InputSpec, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
     """The picture as a method wants it.
 
     Args:
@@ -164,11 +162,7 @@ def fit_audio(sound: Floats, spec: InputSpec) -> Floats:
     if spec.channels == "left_then_right":
         wave = sound[:, :2].T.reshape(-1)
     else:
-        wave = (
-            sound[:, 0]
-            if spec.channels == "first" or sound.shape[1] == 1
-            else sound.mean(1, dtype=np.float32)
-        )
+        wave = sound[:, 0] if spec.channels == "first" or sound.shape[1] == 1 else sound.mean(1, dtype=np.float32)
     T = spec.samples
     if len(wave) >= T:
         start = (len(wave) - T) // 2 if spec.window == "centre" else 0

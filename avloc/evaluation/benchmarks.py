@@ -48,16 +48,10 @@ ALL = [
         2564,
         "110 classes of training",
     ),
-    Benchmark(
-        "vggss/unheard", boxes("vggss"), ("vggss/acl", "ciou"), "vggss_unheard110", 2575, "110 other classes"
-    ),
-    Benchmark(
-        "flickr", boxes("flickr"), ("flickr/acl", "ciou"), "flickr", 250, "consensus of several annotators"
-    ),
+    Benchmark("vggss/unheard", boxes("vggss"), ("vggss/acl", "ciou"), "vggss_unheard110", 2575, "110 other classes"),
+    Benchmark("flickr", boxes("flickr"), ("flickr/acl", "ciou"), "flickr", 250, "consensus of several annotators"),
     Benchmark("avs_s4", MASKS, ("avs/acl", "miou"), "avs_s4", 3700, "740 videos of 5 frames"),
-    Benchmark(
-        "avs_ms3", MASKS, ("avs/acl", "miou"), "avs_ms3", 320, "64 videos of 5 frames; frames may be empty"
-    ),
+    Benchmark("avs_ms3", MASKS, ("avs/acl", "miou"), "avs_ms3", 320, "64 videos of 5 frames; frames may be empty"),
     Benchmark("world:single", WORLD, ("vggss/acl", "ciou")),
     Benchmark("world:val", WORLD, ("vggss/acl", "ciou")),
     Benchmark("world:unheard", WORLD, ("vggss/acl", "ciou"), note="classes that training never saw"),
@@ -68,9 +62,7 @@ ALL = [
         ("mixture/top50", "ciou"),
         note="two sounds at once; vggss/* score the union of both sources",
     ),
-    Benchmark(
-        "world:negative", ("negative/pia",), ("negative/pia", "pia"), note="no object sounds; lower is better"
-    ),
+    Benchmark("world:negative", ("negative/pia",), ("negative/pia", "pia"), note="no object sounds; lower is better"),
 ]
 
 BENCHMARKS: dict[str, Benchmark] = {b.name: b for b in ALL}

@@ -208,9 +208,7 @@ class Pass:
         self.unread += [key for i, key in zip(index, batch.key, strict=True) if i < 0]
         heatmaps = {self.row: answer.heatmap}
         heatmaps |= {row: CONTROLS[row](batch).heatmap for row in self.rows if row != self.row}
-        clips = [
-            key.partition(".")[0] for key in batch.key
-        ]  # the frames of a record are named RECORD.f<frame>
+        clips = [key.partition(".")[0] for key in batch.key]  # the frames of a record are named RECORD.f<frame>
         identities = {"clip": identity(clips, batch), "group": identity(batch.group, batch)}
         for row, heatmap in heatmaps.items():
             heatmap = heatmap.detach().float()
@@ -224,9 +222,7 @@ class Pass:
 
     def check(self, heatmap: Tensor, batch: AVBatch, row: str) -> None:
         if len(heatmap) != len(batch):
-            raise ValueError(
-                f"{self.data.name}: {row} answered {len(heatmap)} maps for {len(batch)} samples."
-            )
+            raise ValueError(f"{self.data.name}: {row} answered {len(heatmap)} maps for {len(batch)} samples.")
         good = torch.isfinite(heatmap).flatten(1).all(1) | (batch.index < 0)
         if not bool(good.all()):
             keys = [k for k, ok in zip(batch.key, good.tolist(), strict=True) if not ok]

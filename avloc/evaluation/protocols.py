@@ -131,9 +131,7 @@ def score_frames_adaptive(heatmap: Tensor, truth: Tensor | None, batch: AVBatch)
     return {"iou": avs.iou(maps, target, area_threshold(maps, target))}
 
 
-def predicted_share(
-    heatmap: Tensor, truth: Tensor | None, batch: AVBatch, *, threshold: float
-) -> dict[str, Tensor]:
+def predicted_share(heatmap: Tensor, truth: Tensor | None, batch: AVBatch, *, threshold: float) -> dict[str, Tensor]:
     return {"pia": (heatmap.amax(1) >= threshold).flatten(1).double().mean(1)}
 
 

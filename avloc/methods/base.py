@@ -46,9 +46,7 @@ class Localizer(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.frozen_files: dict[str, WeightFile] = {}
-        self.strict_loading = (
-            False  # checkpoints hold the trainable part; on_load_checkpoint is the strict one
-        )
+        self.strict_loading = False  # checkpoints hold the trainable part; on_load_checkpoint is the strict one
 
     def training_losses(self, batch: AVBatch) -> dict[str, Tensor]:
         """Named scalar terms; ``loss`` is their weighted sum and the one that is minimised."""
@@ -62,9 +60,7 @@ class Localizer(LightningModule):
         # The noise of a step depends on its samples alone, so a resumed run draws what an unbroken one draws.
         torch.manual_seed(step_seed(batch.key, self.current_epoch))
         losses = self.training_losses(batch)
-        self.log_dict(
-            {f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=len(batch)
-        )
+        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=len(batch))
         loss = losses["loss"]
         if (loss.device.type == "cpu" or batch_idx % 50 == 0) and not torch.isfinite(loss):
             terms = ", ".join(f"{k} {v.item():.4g}" for k, v in losses.items())

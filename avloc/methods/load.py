@@ -27,18 +27,14 @@ def load_method(checkpoint: Path, device: str | torch.device | None = None) -> L
     except FileNotFoundError as e:
         raise CheckpointError(f"There is no checkpoint {checkpoint}.") from e
     except Exception as e:
-        raise CheckpointError(
-            f"{checkpoint} cannot be read as a checkpoint ({type(e).__name__}: {e})."
-        ) from e
+        raise CheckpointError(f"{checkpoint} cannot be read as a checkpoint ({type(e).__name__}: {e}).") from e
     if not isinstance(head, dict) or IDENTITY not in head:
         raise CheckpointError(f"{checkpoint} was not written by avloc: it has no {IDENTITY!r} entry.")
     module, _, name = head[IDENTITY]["method"].rpartition(".")
     try:
         method = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as e:
-        raise CheckpointError(
-            f"{checkpoint} needs {module}.{name}, which cannot be imported here: {e}."
-        ) from e
+        raise CheckpointError(f"{checkpoint} needs {module}.{name}, which cannot be imported here: {e}.") from e
     if not (isinstance(method, type) and issubclass(method, Localizer)):
         raise CheckpointError(f"{checkpoint} names {module}.{name}, which is no Localizer.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -21,9 +21,7 @@ THRESHOLDS = torch.linspace(0, 1 - 1e-10, 255)
 BETA2 = 0.3
 
 
-def iou(
-    maps: Tensor, truth: Tensor, thresholds: Tensor | Sequence[float] = (0.5,), operator: Operator = ">"
-) -> Tensor:
+def iou(maps: Tensor, truth: Tensor, thresholds: Tensor | Sequence[float] = (0.5,), operator: Operator = ">") -> Tensor:
     """IoU of each frame at each threshold; of an empty frame, the share of pixels predicted empty.
 
     Args:

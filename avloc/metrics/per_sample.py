@@ -73,9 +73,7 @@ class PerSample(Metric):
         """
         index = index.to(self.seen.device)
         if values.keys() != self.columns.keys():
-            raise ValueError(
-                f"PerSample of {self.name}: got {sorted(values)}, declared {sorted(self.columns)}."
-            )
+            raise ValueError(f"PerSample of {self.name}: got {sorted(values)}, declared {sorted(self.columns)}.")
         outside = (index < -1) | (index >= self.size)
         if bool(outside.any()):
             raise CountError(

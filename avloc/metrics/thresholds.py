@@ -77,9 +77,7 @@ def mass_above(
     cuts = torch.as_tensor(thresholds, dtype=pixels.dtype, device=pixels.device)
     cuts = cuts.expand(len(pixels), -1).contiguous()
     k = cuts.shape[1]
-    passed = torch.searchsorted(
-        cuts, pixels.contiguous(), right=operator == ">="
-    )  # how many cuts the pixel passes
+    passed = torch.searchsorted(cuts, pixels.contiguous(), right=operator == ">=")  # how many cuts the pixel passes
     if operator == "lvs":
         passed = torch.where(pixels >= 1, k, passed)
     # A triangular product, since torch has no deterministic cumulative sum of floats on CUDA.

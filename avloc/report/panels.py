@@ -71,9 +71,7 @@ def overlap(heatmap: Tensor, truth: Tensor, threshold: float = THRESHOLD) -> flo
     return float((truth * positive).sum() / union) if union > 0 else 1.0
 
 
-def overlay(
-    image: Tensor | Pixels, heatmap: Tensor, truth: Tensor | None = None, alpha: float = 0.6
-) -> Pixels:
+def overlay(image: Tensor | Pixels, heatmap: Tensor, truth: Tensor | None = None, alpha: float = 0.6) -> Pixels:
     """The heat map laid over the picture; cold pixels stay as they are.
 
     Args:
@@ -204,9 +202,7 @@ def inline(content: bytes, kind: str) -> str:
 @cache
 def colours() -> Tensor:
     """256 colours from cold to hot, float ``[256, 3]`` in 0..255."""
-    return torch.tensor(
-        matplotlib.colormaps["turbo"](np.linspace(0, 1, 256))[:, :3] * 255, dtype=torch.float32
-    )
+    return torch.tensor(matplotlib.colormaps["turbo"](np.linspace(0, 1, 256))[:, :3] * 255, dtype=torch.float32)
 
 
 PAGE = """<!doctype html>

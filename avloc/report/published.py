@@ -160,9 +160,7 @@ def find(paper: str, table: str, method: str, variant: str | None = None, ogl: b
     if not blocks:
         names = "; ".join(dict.fromkeys(r.name for r in rows))
         wanted = f"{method} ({variant})" if variant else method
-        raise PublishedError(
-            f"Table {table} of {paper!r} has no row {wanted!r} with ogl={ogl}; its rows are: {names}."
-        )
+        raise PublishedError(f"Table {table} of {paper!r} has no row {wanted!r} with ogl={ogl}; its rows are: {names}.")
     return replace(
         blocks[0],
         values=tuple(v for r in blocks for v in r.values),
@@ -186,8 +184,7 @@ def read_row(row: dict[str, Any], trained_on: str, doubts: list[dict[str, str]],
         flags={k: {"true": True, "false": False, "null": None}[v] for k, v in row["flags"].items()},
         trained_on=nullable(row.get("trained_on", trained_on)),
         values=tuple(
-            Value(v["benchmark"], v["metric"], v["value"], v["unit"], nullable(v["threshold"]))
-            for v in row["values"]
+            Value(v["benchmark"], v["metric"], v["value"], v["unit"], nullable(v["threshold"])) for v in row["values"]
         ),
         doubts=tuple(
             f"{d['cell']}: {d['note']}"

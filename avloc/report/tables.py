@@ -255,9 +255,7 @@ def table_of(name: str, runs: Sequence[Run], metrics: str) -> ResultTable:
             source = f"{run.reproduces['paper']} table {run.reproduces['table']}" if run.reproduces else ""
             printed = [target.value(entry.published, published_name(*column)) for column in columns]
             if any(printed):
-                rows.append(
-                    [f"published: {target.name}, {source}", *[v.percent if v else "" for v in printed], ""]
-                )
+                rows.append([f"published: {target.name}, {source}", *[v.percent if v else "" for v in printed], ""])
                 notes += [f"{source}: {doubt}" for doubt in target.doubts]
             else:
                 notes.append(f"{run.name} reproduces {target.name}, {source}, which has no number on {name}.")

@@ -98,7 +98,8 @@ def write_world(folder: Path, split: str, scenes: int | None = None, seed: int =
     report = write_shards(
         folder, "world", split, samples(split, scenes, seed), records_per_shard=250, licence="Apache-2.0"
     )
-    assert report.index is not None and not report.skipped
+    assert report.index is not None
+    assert not report.skipped
     return report.index
 
 

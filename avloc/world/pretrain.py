@@ -87,9 +87,7 @@ SMOOTH = 0.02
 
 
 def tiny_clipseg() -> CLIPSeg:
-    tokenizer = train_world_tokenizer(
-        [*WORDS, "and", "the", "sound", "with", "next", "to", "in", "front", "of"]
-    )
+    tokenizer = train_world_tokenizer([*WORDS, "and", "the", "sound", "with", "next", "to", "in", "front", "of"])
     end = tokenizer.encode("")[-1]
     text = TEXT | {"vocab_size": end + 1, "eos_token_id": end, "bos_token_id": end - 1}
     return CLIPSeg({"text_config": text, **CLIPSEG}, tokenizer)
@@ -164,7 +162,8 @@ def clipseg_losses(model: CLIPSeg, image: Tensor, mask: Tensor, label: Tensor) -
     k = (torch.rand(B, K) * label.ge(0)).argmax(1)
     one, its_label = mask[torch.arange(B), k], label[torch.arange(B), k].clamp(min=0)
     cut = model.encode_image(image * loosened(one)[:, None], pooled=True).pooled
-    assert cut is not None and clean.dense is not None
+    assert cut is not None
+    assert clean.dense is not None
     contrast = F.cross_entropy(F.normalize(cut.float(), dim=-1) @ unit_text.T / TAU, its_label)
 
     share = F.adaptive_avg_pool2d(mask, clean.dense.shape[-1])  # [B, K, g, g]
@@ -262,9 +261,7 @@ def pretrain_clipseg(steps: int, batch: int, lr: float, pool: int, seed: int, bf
     model = tiny_clipseg().requires_grad_(True)
     scenes = ScenePool(seed, pool)
     parameters = [p for p in model.parameters() if p is not model.clip.logit_scale]
-    command = (
-        f"python -m avloc.world.pretrain clipseg --steps {steps} --batch {batch} --lr {lr} --pool {pool}"
-    )
+    command = f"python -m avloc.world.pretrain clipseg --steps {steps} --batch {batch} --lr {lr} --pool {pool}"
 
     def report() -> dict[str, float]:
         score = text_query_score(model, seed + 1)
@@ -285,9 +282,7 @@ def pretrain_beats(steps: int, batch: int, lr: float, pool: int, seed: int, bf16
 
     @torch.no_grad()
     def report() -> dict[str, float]:
-        right = [
-            model(unseen.audio[i : i + 64]).argmax(1) == unseen.label[i : i + 64] for i in range(0, 640, 64)
-        ]
+        right = [model(unseen.audio[i : i + 64]).argmax(1) == unseen.label[i : i + 64] for i in range(0, 640, 64)]
         score = {"accuracy": torch.cat(right).float().mean().item()}
         model.beats.save_world(out, command=command, seed=str(seed), score=str(score))
         return score
@@ -300,9 +295,7 @@ def pretrain_beats(steps: int, batch: int, lr: float, pool: int, seed: int, bf16
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tower", choices=("clipseg", "beats"))
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--batch", type=int, default=64)
@@ -315,9 +308,7 @@ def main() -> None:
     out = args.out or WORLD_ASSETS / f"{args.tower}.safetensors"
     out.parent.mkdir(parents=True, exist_ok=True)
     if args.tower == "clipseg":
-        pretrain_clipseg(
-            args.steps or 3000, args.batch, args.lr, args.pool or 30000, args.seed, args.bf16, out
-        )
+        pretrain_clipseg(args.steps or 3000, args.batch, args.lr, args.pool or 30000, args.seed, args.bf16, out)
     else:
         pretrain_beats(args.steps or 1000, args.batch, args.lr, args.pool or 8000, args.seed, args.bf16, out)
 

@@ -98,9 +98,7 @@ def sample_scenes(
     present = np.arange(K) < number[:, None]
     radius = rng.uniform(0.19, 0.27, (count, K))
     # Best of many random layouts: the one whose closest pair is farthest apart.
-    tries = (
-        rng.uniform(0.0, 1.0, (24, count, K, 2)) * (1 - 1.7 * radius[..., None]) + 0.85 * radius[..., None]
-    )
+    tries = rng.uniform(0.0, 1.0, (24, count, K, 2)) * (1 - 1.7 * radius[..., None]) + 0.85 * radius[..., None]
     i, j = np.triu_indices(K, 1)
     gap = np.linalg.norm(tries[:, :, i] - tries[:, :, j], axis=-1) - radius[:, i] - radius[:, j]
     gap = np.where(present[:, i] & present[:, j], gap, np.inf).min(-1) if K > 1 else np.zeros((24, count))
@@ -145,9 +143,7 @@ def render(scenes: Scenes, size: int) -> tuple[Tensor, Tensor]:
             rows = (scenes.label[:, k] == c) & scenes.present[:, k]
             if rows.any():
                 distance[rows] = OUTLINES[look.outline](u[rows], v[rows])
-                texture[rows] = PATTERNS[look.pattern](
-                    u[rows], v[rows], scenes.paint[rows, k, 3].view(-1, 1, 1)
-                )
+                texture[rows] = PATTERNS[look.pattern](u[rows], v[rows], scenes.paint[rows, k, 3].view(-1, 1, 1))
         cover = (0.5 - distance * r * size).clamp(0, 1)  # one pixel of antialiasing
         colour = rgb(scenes.paint[:, k, :3]).view(N, 3, 1, 1) * texture[:, None]
         picture = picture + cover[:, None] * (colour - picture)
@@ -164,9 +160,7 @@ def background(ground: Tensor, size: int) -> Tensor:
     base = ground[:, :3].view(N, 3, 1, 1) * (1 - ramp) + ground[:, 3:6].view(N, 3, 1, 1) * ramp
     # The same cloud at every size: its coarse grid comes from the scene's own number.
     seeds = (ground[:, 7].double() * 2**31).long()
-    coarse = torch.stack(
-        [torch.rand(3, 9, 9, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
-    )
+    coarse = torch.stack([torch.rand(3, 9, 9, generator=torch.Generator().manual_seed(int(s))) for s in seeds])
     cloud = F.interpolate(coarse, (size, size), mode="bicubic", align_corners=True)
     return base + ground[:, 6].view(N, 1, 1, 1) * (cloud - 0.5)
 

@@ -58,9 +58,7 @@ def tone(frequency: Wave | float, t: Wave, partials: list[float], ratios: list[f
     track = np.broadcast_to(frequency, t.shape)
     phase = 2 * np.pi * np.cumsum(track) / RATE
     multiples = ratios or [float(k + 1) for k in range(len(partials))]
-    parts = [
-        a * np.sin(m * phase) for a, m in zip(partials, multiples, strict=True) if m * track.max() < RATE / 2
-    ]
+    parts = [a * np.sin(m * phase) for a, m in zip(partials, multiples, strict=True) if m * track.max() < RATE / 2]
     return np.sum(parts, axis=0) if parts else np.zeros_like(t)
 
 
@@ -75,17 +73,13 @@ def falling(rng: Generator, count: int, low: float = 0.45, high: float = 0.75) -
 
 def bell(rng: Generator, t: Wave) -> Wave:
     f, rate = rng.uniform(500, 900), rng.uniform(0.9, 1.6)
-    return tone(f, t, [1, 0.7, 0.6, 0.45, 0.3], [1, 2.0, 2.76, 5.4, 8.9]) * beats(
-        t, rate, rng.uniform(2.5, 4)
-    )
+    return tone(f, t, [1, 0.7, 0.6, 0.45, 0.3], [1, 2.0, 2.76, 5.4, 8.9]) * beats(t, rate, rng.uniform(2.5, 4))
 
 
 def drum(rng: Generator, t: Wave) -> Wave:
     rate = rng.uniform(2.5, 4.5)
     drop = rng.uniform(60, 100) * (1 + 2.5 * beats(t, rate, 40))
-    return tone(drop, t, [1, 0.3]) * beats(t, rate, 12) + 0.5 * noise(rng, len(t), 1, 100, 3000) * beats(
-        t, rate, 30
-    )
+    return tone(drop, t, [1, 0.3]) * beats(t, rate, 12) + 0.5 * noise(rng, len(t), 1, 100, 3000) * beats(t, rate, 30)
 
 
 def flute(rng: Generator, t: Wave) -> Wave:
@@ -112,9 +106,7 @@ def bird(rng: Generator, t: Wave) -> Wave:
     rate = rng.uniform(6, 10)
     phase = np.mod(t * rate, 1)
     sweep = rng.uniform(2600, 3400) + rng.uniform(1200, 2200) * phase
-    return (
-        tone(sweep, t, [1.0]) * np.sin(np.pi * phase) * (np.sin(2 * np.pi * rng.uniform(0.8, 1.4) * t) > -0.4)
-    )
+    return tone(sweep, t, [1.0]) * np.sin(np.pi * phase) * (np.sin(2 * np.pi * rng.uniform(0.8, 1.4) * t) > -0.4)
 
 
 def engine(rng: Generator, t: Wave) -> Wave:
@@ -137,7 +129,7 @@ def guitar(rng: Generator, t: Wave) -> Wave:
     steps = rng.choice([0, 3, 5, 7, 10, 12], size=int(t[-1] * rate) + 1)
     f = rng.uniform(140, 230) * 2 ** (steps[np.floor(t * rate).astype(int)] / 12)
     since = np.mod(t, 1 / rate)
-    return sum(tone(f * k, t, [1 / k]) * np.exp(-since * (2 + 2.5 * k)) for k in range(1, 9))
+    return np.sum([tone(f * k, t, [1 / k]) * np.exp(-since * (2 + 2.5 * k)) for k in range(1, 9)], axis=0)
 
 
 def clock(rng: Generator, t: Wave) -> Wave:
@@ -154,9 +146,7 @@ def frog(rng: Generator, t: Wave) -> Wave:
 def violin(rng: Generator, t: Wave) -> Wave:
     vibrato = 1 + 0.02 * np.sin(2 * np.pi * rng.uniform(5, 7) * t)
     note = 2 ** (np.floor(np.mod(t * rng.uniform(1, 2), 2)) * rng.choice([2, 4, 5]) / 12)
-    return tone(rng.uniform(320, 520) * vibrato * note, t, [1 / k for k in range(1, 13)]) + 0.05 * noise(
-        rng, len(t), 0
-    )
+    return tone(rng.uniform(320, 520) * vibrato * note, t, [1 / k for k in range(1, 13)]) + 0.05 * noise(rng, len(t), 0)
 
 
 def phone(rng: Generator, t: Wave) -> Wave:
@@ -168,7 +158,7 @@ def phone(rng: Generator, t: Wave) -> Wave:
 def organ(rng: Generator, t: Wave) -> Wave:
     f = rng.uniform(110, 170)
     chord = [1.0, 1.26, 1.5] if rng.random() < 0.5 else [1.0, 1.19, 1.5]
-    return sum(tone(f * c, t, [1, 0.8, 0, 0.7, 0, 0, 0, 0.5]) for c in chord)
+    return np.sum([tone(f * c, t, [1, 0.8, 0, 0.7, 0, 0, 0, 0.5]) for c in chord], axis=0)
 
 
 def kettle(rng: Generator, t: Wave) -> Wave:

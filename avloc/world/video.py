@@ -40,9 +40,7 @@ def write_videos(
         for i in range(count):
             id, start = f"world{seed:02d}{i:04d}", 10 * (i % 3)
             label = int(scenes.label[i, 0])
-            write_video(
-                folder / f"{id}_{start:06d}.mp4", scenes[i : i + 1], sound(rng, label, seconds), fps, size
-            )
+            write_video(folder / f"{id}_{start:06d}.mp4", scenes[i : i + 1], sound(rng, label, seconds), fps, size)
             table.writerow([id, start, NAMES[label], "test" if i % 10 == 9 else "train"])
     return folder / "vggsound.csv"
 
@@ -62,8 +60,7 @@ def write_video(path: Path, scene: Scenes, wave: np.ndarray, fps: int = 12, size
     pose = scene.pose.repeat(count, 1, 1)
     pose[:, 0, 3] += 0.15 * torch.sin(2 * torch.pi * 0.7 * time)
     fields = {
-        f: getattr(scene, f).repeat(count, *[1] * (getattr(scene, f).ndim - 1))
-        for f in scene.__dataclass_fields__
+        f: getattr(scene, f).repeat(count, *[1] * (getattr(scene, f).ndim - 1)) for f in scene.__dataclass_fields__
     }
     frames, _ = render(replace(scene, **(fields | {"pose": pose})), size)
     with av.open(str(path), "w") as out:

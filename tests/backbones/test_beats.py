@@ -60,9 +60,7 @@ def bucket(offset: int, num_buckets: int, max_distance: int) -> int:
     return row + min(half // 2 + int(spaced), half - 1)
 
 
-@pytest.mark.parametrize(
-    ("length", "num_buckets", "max_distance"), [(496, 320, 800), (70, 32, 80), (1, 32, 80)]
-)
+@pytest.mark.parametrize(("length", "num_buckets", "max_distance"), [(496, 320, 800), (70, 32, 80), (1, 32, 80)])
 def test_buckets_against_one_at_a_time(length: int, num_buckets: int, max_distance: int) -> None:
     got = offset_buckets(length, num_buckets, max_distance, torch.device("cpu"))
     want = [bucket(d, num_buckets, max_distance) for d in range(1 - length, length)]
@@ -154,9 +152,7 @@ def test_official_file_loads_frozen(tower: BEATs, waveform: Tensor, tmp_path: Pa
     torch.testing.assert_close(loaded(waveform), tower(waveform))
 
 
-def test_world_file_is_half_precision_and_carries_its_config(
-    tower: BEATs, waveform: Tensor, tmp_path: Path
-) -> None:
+def test_world_file_is_half_precision_and_carries_its_config(tower: BEATs, waveform: Tensor, tmp_path: Path) -> None:
     path = tmp_path / "beats.safetensors"
     tower.save_world(path, seed="7")
     with safe_open(path, "pt") as f:

@@ -28,9 +28,7 @@ def write_clip(
         if video:
             video.width, video.height, video.pix_fmt = *size, "yuv420p"
             for n in range(round(seconds * fps)):
-                frame = av.VideoFrame.from_ndarray(
-                    np.full((size[1], size[0], 3), n * 4, np.uint8), format="rgb24"
-                )
+                frame = av.VideoFrame.from_ndarray(np.full((size[1], size[0], 3), n * 4, np.uint8), format="rgb24")
                 frame.pts, frame.time_base = n, Fraction(1, fps)
                 out.mux(video.encode(frame))
             out.mux(video.encode())
@@ -40,9 +38,7 @@ def write_clip(
             if beep_at is not None:
                 wave *= (t >= beep_at) & (t < beep_at + 0.01)
             for start in range(0, len(wave), 1024):
-                piece = av.AudioFrame.from_ndarray(
-                    np.stack([wave[start : start + 1024]] * 2), "fltp", "stereo"
-                )
+                piece = av.AudioFrame.from_ndarray(np.stack([wave[start : start + 1024]] * 2), "fltp", "stereo")
                 piece.sample_rate, piece.pts, piece.time_base = rate, start, Fraction(1, rate)
                 out.mux(sound.encode(piece))
             out.mux(sound.encode())

@@ -119,9 +119,7 @@ def broken_set(tmp_path: Path) -> Path:
 
 def test_a_broken_sample_is_an_error_that_names_it(tmp_path: Path) -> None:
     data = EvalSet(broken_set(tmp_path), SPEC)
-    with pytest.raises(
-        SampleError, match=r"toy: toy__s000[26].f0.jpg cannot be decoded.*set allow_missing above 0"
-    ):
+    with pytest.raises(SampleError, match=r"toy: toy__s000[26].f0.jpg cannot be decoded.*set allow_missing above 0"):
         list(data[i] for i in range(9))
 
 

@@ -51,14 +51,10 @@ def trainer(folder: Path, **options: Any) -> Trainer:
 
 
 def module(root: Path, workers: int = 0, batch: int = 3, **options: Any) -> AVDataModule:
-    return AVDataModule(
-        train="toy", root=str(root), batch_size=batch, num_workers=workers, shuffle_buffer=8, **options
-    )
+    return AVDataModule(train="toy", root=str(root), batch_size=batch, num_workers=workers, shuffle_buffer=8, **options)
 
 
-def fit(
-    root: Path, out: Path, workers: int, every: int, resume: str | None = None, **options: Any
-) -> Listener:
+def fit(root: Path, out: Path, workers: int, every: int, resume: str | None = None, **options: Any) -> Listener:
     saver = ModelCheckpoint(out, filename="{step}", every_n_train_steps=every, save_top_k=-1)
     method = Listener()
     with_val = options.pop("with_val", False)
@@ -79,9 +75,7 @@ def test_a_resumed_run_goes_on_with_the_next_batch(tmp_path: Path, accumulate: i
     checkpoints = sorted((tmp_path / "a").glob("*.ckpt"), key=lambda p: int(p.stem.split("=")[1]))
     per_epoch = -(-7 // accumulate)
     assert len(checkpoints) == 3 * per_epoch
-    for n, checkpoint in enumerate(
-        checkpoints, start=1
-    ):  # among them the last step of an epoch, and of the run
+    for n, checkpoint in enumerate(checkpoints, start=1):  # among them the last step of an epoch, and of the run
         epochs, steps = divmod(n, per_epoch)
         done = epochs * 7 + min(steps * accumulate, 7)
         resumed = fit(tmp_path, tmp_path / f"b{n}", 0, every=100, resume=str(checkpoint), **options).seen
@@ -93,9 +87,7 @@ def test_it_does_so_with_workers_too(tmp_path: Path) -> None:
     unbroken = fit(tmp_path, tmp_path / "a", 2, every=5).seen
     assert [e for e, _ in unbroken] == [0] * 7 + [1] * 7 + [2] * 7
     for step in (5, 10):
-        resumed = fit(
-            tmp_path, tmp_path / f"b{step}", 2, every=100, resume=str(tmp_path / f"a/step={step}.ckpt")
-        )
+        resumed = fit(tmp_path, tmp_path / f"b{step}", 2, every=100, resume=str(tmp_path / f"a/step={step}.ckpt"))
         assert resumed.seen == unbroken[step:]
 
 
@@ -103,9 +95,7 @@ def test_a_checkpoint_of_an_epochs_end_or_of_validation_resumes_at_the_next_epoc
     toy_set(tmp_path, 22)
     runs = {}
     for name, at_end in (("train", True), ("validation", False)):
-        saver = ModelCheckpoint(
-            tmp_path / name, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=at_end
-        )
+        saver = ModelCheckpoint(tmp_path / name, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=at_end)
         method = Listener()
         data = module(tmp_path, val=["toy:train"])
         trainer(tmp_path, max_epochs=3, callbacks=[saver]).fit(method, data)
@@ -113,9 +103,7 @@ def test_a_checkpoint_of_an_epochs_end_or_of_validation_resumes_at_the_next_epoc
         for epoch in (0, 1):
             again = Listener()
             checkpoint = str(tmp_path / name / f"epoch={epoch}.ckpt")
-            trainer(tmp_path, max_epochs=3).fit(
-                again, module(tmp_path, val=["toy:train"]), ckpt_path=checkpoint
-            )
+            trainer(tmp_path, max_epochs=3).fit(again, module(tmp_path, val=["toy:train"]), ckpt_path=checkpoint)
             assert again.seen == method.seen[7 * (epoch + 1) :]
 
 
@@ -172,9 +160,7 @@ def test_test_sets_come_in_order_with_their_shuffled_twins(tmp_path: Path, worke
     ]  # fmt: skip
     for plain, rows in zip((True, False, True, False), method.tested, strict=True):
         assert all((shown == heard) == plain for shown, heard in rows)
-    assert [sorted(n for n, _ in rows) for rows in method.tested] == [list(range(10))] * 2 + [
-        [0, 2, 4, 6, 8]
-    ] * 2
+    assert [sorted(n for n, _ in rows) for rows in method.tested] == [list(range(10))] * 2 + [[0, 2, 4, 6, 8]] * 2
     predicted = trainer(tmp_path).predict(Predictor(), module(tmp_path, test=["toy"], eval_batch_size=4))
     assert predicted == [4, 4, 2]
 
@@ -204,9 +190,7 @@ def test_two_processes_share_training_and_testing_exactly(tmp_path: Path) -> Non
     toy_set(tmp_path, 11, split="test")
     options = dict(strategy="ddp_spawn", devices=2, max_epochs=1)
     trainer(tmp_path, **options).fit(Writing(tmp_path), module(tmp_path, workers=1, batch=6))
-    trainer(tmp_path, **options).test(
-        Writing(tmp_path), module(tmp_path, workers=1, test=["toy"]), verbose=False
-    )
+    trainer(tmp_path, **options).test(Writing(tmp_path), module(tmp_path, workers=1, test=["toy"]), verbose=False)
     fits = [json.loads((tmp_path / f"fit{r}.json").read_text()) for r in (0, 1)]
     assert [len(f) for f in fits] == [4, 4]
     seen = [n for f in fits for _, batch in f for n in batch]

@@ -23,9 +23,7 @@ def order(plan: EpochPlan, epoch: int, rank: int, resume_at: int = 0) -> list[li
     for loader_worker in range(plan.workers):
         worker, skip = plan.worker_at(resume_at, loader_worker)
         share = plan.share(epoch, rank, worker)
-        queues.append(
-            [list(zip(share.shard[b], share.position[b], strict=True)) for b in share.batches[skip:]]
-        )
+        queues.append([list(zip(share.shard[b], share.position[b], strict=True)) for b in share.batches[skip:]])
     out = []
     while any(queues):
         out += [queue.pop(0) for queue in queues if queue]
@@ -98,7 +96,5 @@ def test_spares_lie_outside_of_the_chunk() -> None:
 
 
 def test_too_few_records_say_so() -> None:
-    with pytest.raises(
-        ValueError, match=r"7 records do not fill a batch of 4 on 2 processes.*Lower batch_size"
-    ):
+    with pytest.raises(ValueError, match=r"7 records do not fill a batch of 4 on 2 processes.*Lower batch_size"):
         EpochPlan((4, 3), 4, world=2)

@@ -99,9 +99,7 @@ def test_numbers_must_be_finite() -> None:
 
 @pytest.mark.parametrize("version", [0, 2, None, "1"])
 def test_an_unknown_schema_version_says_what_to_do(version: object) -> None:
-    with pytest.raises(
-        SchemaError, match=r"vggss__zpWuikVorYg_000032: schema version .* unknown.*Update avloc"
-    ):
+    with pytest.raises(SchemaError, match=r"vggss__zpWuikVorYg_000032: schema version .* unknown.*Update avloc"):
         Record.from_json(changed(schema=version))
 
 

@@ -135,9 +135,7 @@ def test_what_cannot_be_made_is_skipped_and_reported_also_by_a_rerun(tmp_path: P
         assert read_index(report.index).count == 4
 
 
-def test_no_space_left_says_so_and_leaves_nothing_half_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_space_left_says_so_and_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = webdataset.TarWriter.write
     left = [4]
 

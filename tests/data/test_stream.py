@@ -191,9 +191,7 @@ def test_skipped_batches_are_not_decoded(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(seen) == 8
 
 
-def test_a_changed_order_after_a_resume_is_announced(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_changed_order_after_a_resume_is_announced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     index = read_index(toy_set(tmp_path, 24))
     old = ResumableLoader(TrainStream(index, SPEC, 4)).state_dict()
     with caplog.at_level(logging.WARNING):

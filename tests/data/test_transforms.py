@@ -81,9 +81,7 @@ def test_music_worked_example_width_height_boxes() -> None:
 
 def test_integer_boxes_lose_no_cell_to_rounding() -> None:
     for k in range(1, 225):
-        (truth,) = truth_maps(
-            boxed([[0, 0, k / 224, 1]], boxes_raw=[[0, 0, k, 224]], raw_format="xyxy_224_excl"), 0
-        )
+        (truth,) = truth_maps(boxed([[0, 0, k / 224, 1]], boxes_raw=[[0, 0, k, 224]], raw_format="xyxy_224_excl"), 0)
         assert truth.sum() == 224 * k
 
 
@@ -146,9 +144,7 @@ def test_training_crops_and_flips_follow_from_seed_epoch_and_key() -> None:
     a = fit_image(image, spec, sample_rng(1, 2, "k"))
     assert a.shape == (3, 352, 352)
     np.testing.assert_array_equal(a, fit_image(image, spec, sample_rng(1, 2, "k")))
-    whole = np.asarray(image.resize((387, 387), Image.Resampling.BICUBIC)).transpose(
-        2, 0, 1
-    )  # int(352 * 1.1)
+    whole = np.asarray(image.resize((387, 387), Image.Resampling.BICUBIC)).transpose(2, 0, 1)  # int(352 * 1.1)
     corners, flips = set(), 0
     for epoch in range(40):
         view = fit_image(image, spec, sample_rng(1, epoch, "k"))
@@ -240,9 +236,7 @@ def test_a_truncated_jpeg_is_named() -> None:
 
 
 def test_a_broken_or_missing_mask_is_named() -> None:
-    record = Record(
-        "toy", "x", frames=[Frame("f0.jpg")], map_rule="mask", targets=[Target(masks=["m.f0.t0.png"])]
-    )
+    record = Record("toy", "x", frames=[Frame("f0.jpg")], map_rule="mask", targets=[Target(masks=["m.f0.t0.png"])])
     with pytest.raises(SampleError, match=r"toy__x: member m.f0.t0.png is missing"):
         truth_maps(Sample(record, {}), 0)
     data = png((np.random.default_rng(0).random((64, 64)) > 0.5).astype(np.uint8))

@@ -66,9 +66,7 @@ def records(index: Path) -> dict[str, tuple[Record, dict[str, bytes]]]:
     return {(record := Record.from_json(t["meta.json"])).id: (record, t) for t in tars}
 
 
-def test_the_official_split_becomes_training_shards(
-    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_official_split_becomes_training_shards(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert convert(clips, tmp_path) == 0
     index = tmp_path / "vggsound" / "vggsound-train.json"
     found = records(index)
@@ -87,9 +85,7 @@ def test_the_official_split_becomes_training_shards(
     assert json.loads(index.read_text())["classes"] == {"elk bugling": 2, "female speech, woman speaking": 1}
     with (tmp_path / "vggsound" / "skipped-train.csv").open() as f:
         skipped = {r["key"]: r["reason"] for r in csv.DictReader(f)}
-    assert {
-        k: w for k, r in skipped.items() for w in ("no sound", "cannot be decoded", "video missing") if w in r
-    } == {
+    assert {k: w for k, r in skipped.items() for w in ("no sound", "cannot be decoded", "video missing") if w in r} == {
         "vggsound__defghijklm3_000001": "no sound",
         "vggsound__efghijklmn4_000002": "cannot be decoded",
         "vggsound__fghijklmno5_000003": "video missing",
@@ -133,9 +129,7 @@ def test_vggss_boxes_keep_their_raw_numbers_when_sane() -> None:
 
 
 def test_lists_opus_and_parts(clips: Path, tmp_path: Path) -> None:
-    (tmp_path / "ids.csv").write_text(
-        '-abcdefghi0_000030,"elk bugling"\ncdefghijkl2_000007\nghijklmnop6_000004\n'
-    )
+    (tmp_path / "ids.csv").write_text('-abcdefghi0_000030,"elk bugling"\ncdefghijkl2_000007\nghijklmnop6_000004\n')
     common = ["--list", str(tmp_path / "ids.csv"), "--codec", "opus", "--records-per-shard", "1"]
     index = tmp_path / "vggsound" / "vggsound-train.json"
     for part in (1, 0):

@@ -123,9 +123,7 @@ class Padded(ToySet):
 @pytest.mark.filterwarnings("ignore")
 def test_a_sample_counted_twice_is_an_error(tmp_path: Path) -> None:
     data = ToyData(Padded("toy", 9))
-    with pytest.raises(
-        CountError, match=r"1 were counted more than once \(index 0\); 1 are missing \(index 8\)"
-    ):
+    with pytest.raises(CountError, match=r"1 were counted more than once \(index 0\); 1 are missing \(index 8\)"):
         trainer(tmp_path, Evaluator()).test(FullFrame(), data, verbose=False)
 
 

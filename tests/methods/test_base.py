@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,7 @@ def test_missing_and_unknown_tensors_are_refused(tmp_path: Path) -> None:
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["state_dict"]["network.masker_i.v"] = checkpoint["state_dict"].pop("network.masker_i.w")
     torch.save(checkpoint, path)
-    with pytest.raises(
-        CheckpointError, match=r"missing \['network.masker_i.w'\], unknown \['network.masker_i.v'\]"
-    ):
+    with pytest.raises(CheckpointError, match=r"missing \['network.masker_i.w'\], unknown \['network.masker_i.v'\]"):
         ACL.load_from_checkpoint(path, **arguments)
 
 
@@ -150,10 +149,8 @@ def test_killed_and_resumed_equals_unbroken(tmp_path: Path, kind: type[ACL]) -> 
         data = AVDataModule(train="world:train", root=str(tmp_path), batch_size=4, num_workers=0)
         state = ModelCheckpoint(tmp_path / name, "state", every_n_train_steps=1, enable_version_counter=False)
         trainer = Trainer(max_epochs=2, callbacks=[state, *more], default_root_dir=tmp_path, **QUIET)
-        try:
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):
             trainer.fit(method, data, ckpt_path=resume, weights_only=True if resume else None)
-        except (KeyboardInterrupt, SystemExit):
-            pass
         return method
 
     unbroken = run("unbroken")

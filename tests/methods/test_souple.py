@@ -128,7 +128,7 @@ def test_words_start_as_their_embeddings() -> None:
 
 
 def test_wrong_options_are_refused() -> None:
-    with pytest.raises(ValueError, match="not in 1..5"):
+    with pytest.raises(ValueError, match=r"not in 1\.\.5"):
         network(position=6)
     with pytest.raises(ValueError, match="context is 8"):
         network(start="words", context=8)

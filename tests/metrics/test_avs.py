@@ -37,9 +37,7 @@ def test_curve_is_sklearns_fbeta(frames: tuple[torch.Tensor, torch.Tensor]) -> N
     got = fscore_curve(maps, truth)
     for n in (0, 2):
         for k in (0, 60, 127, 200, 254):
-            want = fbeta_score(
-                truth[n].flatten(), (maps[n] >= THRESHOLDS[k]).flatten(), beta=0.3**0.5, zero_division=0
-            )
+            want = fbeta_score(truth[n].flatten(), (maps[n] >= THRESHOLDS[k]).flatten(), beta=0.3**0.5, zero_division=0)
             assert got[n, k].item() == pytest.approx(want, abs=1e-12)
     assert got[3].max().item() == 0
 

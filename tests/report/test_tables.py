@@ -65,16 +65,12 @@ def test_a_rate_of_false_positives_gains_by_falling(tmp_path):
             "centre box": {"robust/avsbench": {"fpr_noise": 0.25}},
         },
     }
-    (table,) = compare(
-        [read_run(written(tmp_path / "a", results(sets={"avs_robust_s4": entry}, reproduces=None)))]
-    )
+    (table,) = compare([read_run(written(tmp_path / "a", results(sets={"avs_robust_s4": entry}, reproduces=None)))])
     assert table.rows[0] == [*["souple_ctx4", "10.00"], "+15.00 (centre box)"]
 
 
 def test_adaptive_protocol_stands_beside_the_adaptive_printed_cells(tmp_path):
-    content = results(
-        reproduces={"paper": "acl_ssl", "table": "1", "method": "ACL-SSL", "variant": "AV alignment"}
-    )
+    content = results(reproduces={"paper": "acl_ssl", "table": "1", "method": "ACL-SSL", "variant": "AV alignment"})
     (table,) = compare([read_run(written(tmp_path / "a", content))])
     column = table.columns.index("vggss/adaptive/ciou")
     printed = find("acl_ssl", "1", "ACL-SSL", "AV alignment").value("vggss", "ciou_adap")
@@ -112,9 +108,7 @@ def test_missing_samples_are_said(tmp_path):
 
 
 def test_a_set_goes_by_its_name_in_the_papers(tmp_path):
-    content = results(
-        reproduces={"paper": "souple", "table": "2", "method": "SOUPLE", "variant": "ctx=4, 50 epochs"}
-    )
+    content = results(reproduces={"paper": "souple", "table": "2", "method": "SOUPLE", "variant": "ctx=4, 50 epochs"})
     content["sets"] = {"vggss/unheard": {**content["sets"]["vggss"], "published": "vggss_unheard110"}}
     (table,) = compare([read_run(written(tmp_path / "a", content))])
     (row,) = [row for row in table.rows if row[0].startswith("published")]
@@ -124,11 +118,7 @@ def test_a_set_goes_by_its_name_in_the_papers(tmp_path):
 def test_short_form_without_run_json(tmp_path):
     (tmp_path / "results.json").write_text(
         json.dumps(
-            {
-                "sets": {
-                    "s": {"n": 2, "missing": 1, "primary": ["p", "m"], "rows": {"model": {"p": {"m": None}}}}
-                }
-            }
+            {"sets": {"s": {"n": 2, "missing": 1, "primary": ["p", "m"], "rows": {"model": {"p": {"m": None}}}}}}
         )
     )
     (table,) = compare([read_run(tmp_path / "results.json")])

@@ -41,9 +41,7 @@ def test_classes_can_be_told_apart_by_a_blunt_rule() -> None:
         return np.concatenate([log.mean(0), log.std(0)])
 
     rng = np.random.default_rng(0)
-    means = np.stack(
-        [np.mean([bands(sound(rng, c, 1.0)) for _ in range(8)], axis=0) for c in range(len(NAMES))]
-    )
+    means = np.stack([np.mean([bands(sound(rng, c, 1.0)) for _ in range(8)], axis=0) for c in range(len(NAMES))])
     hits = [
         np.linalg.norm(means - bands(sound(rng, c, 1.0)), axis=1).argmin() == c
         for c in range(len(NAMES))

@@ -61,9 +61,7 @@ class Objective:
                 terms["acl_f"] = symmetric_infonce(gather(logits))
             terms["area_reg"] = self.area_term(gather(pairs.area))
             weights = {"acl_i": self.lambda_i, "acl_f": self.lambda_f, "area_reg": self.lambda_reg}
-            terms["loss"] = sum(
-                (weights[k] * v for k, v in terms.items()), start=torch.zeros((), device=A.device)
-            )
+            terms["loss"] = sum((weights[k] * v for k, v in terms.items()), start=torch.zeros((), device=A.device))
             return terms
 
     def area_term(self, area: Tensor) -> Tensor:

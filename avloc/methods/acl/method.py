@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -102,8 +103,8 @@ class ACL(Localizer):
         if compile_towers:
             grounder.compile_towers()
 
-    def build_network(self, grounder: CLIPSeg, ears: BEATs, **options: object) -> ACLNetwork:
-        return ACLNetwork(grounder, ears, **options)  # type: ignore[arg-type]
+    def build_network(self, grounder: CLIPSeg, ears: BEATs, **options: Any) -> ACLNetwork:
+        return ACLNetwork(grounder, ears, **options)
 
     def load_official(self, source: str) -> None:
         """Start from the authors' checkpoint.
@@ -127,9 +128,7 @@ class ACL(Localizer):
         features = self.network.see(image)
         tokens = self.network.hear(batch.audio)
         A = self.network.ask(features, tokens, gathered=self.objective.negatives == "gathered")
-        return self.objective(
-            self.network.pairs(image, features, A, image_level=self.objective.lambda_i != 0)
-        )
+        return self.objective(self.network.pairs(image, features, A, image_level=self.objective.lambda_i != 0))
 
     def localize(self, batch: AVBatch) -> Localization:
         """One source a sample; the confidence is the cosine of v_f and A (`facts/metrics.md` section 4)."""

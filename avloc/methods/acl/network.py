@@ -101,6 +101,9 @@ class ACLNetwork(nn.Module):
         masker: initial w and b of the image masker.
     """
 
+    before: Tensor
+    after: Tensor
+
     def __init__(
         self,
         grounder: CLIPSeg,
@@ -164,9 +167,7 @@ class ACLNetwork(nn.Module):
     def prompt(self, tokens: Tensor) -> Tensor:
         """Audio tokens ``[B, K, C]`` in their template to audio-driven embeddings ``[B, D]``, not normalised."""
         B = len(tokens)
-        before, after = (
-            self.av_grounder.embed_tokens(ids).expand(B, -1, -1) for ids in (self.before, self.after)
-        )
+        before, after = (self.av_grounder.embed_tokens(ids).expand(B, -1, -1) for ids in (self.before, self.after))
         return self.av_grounder.encode_tokens(torch.cat([before, tokens, after], dim=1))
 
     def mask_logits(self, reduced: list[Tensor], A: Tensor) -> Tensor:
@@ -195,7 +196,10 @@ class ACLNetwork(nn.Module):
         B, M = A.shape[:2]
         rank = rank_and_world()[0] if M > B else 0
         own = torch.arange(B, device=A.device) + rank * B
-        areas, fmasks, own_logits, own_masks = [], [], [], []
+        areas: list[Tensor] = []
+        fmasks: list[Tensor] = []
+        own_logits: list[Tensor] = []
+        own_masks: list[Tensor] = []
         for start in range(0, B, self.chunk):
             rows = slice(start, start + self.chunk)
             reduced = [r[rows] for r in features.reduced]

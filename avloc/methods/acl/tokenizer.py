@@ -27,9 +27,7 @@ class AudioTokenizer(nn.Module):
         ValueError: ``tokens`` is below 1.
     """
 
-    def __init__(
-        self, input_size: int = 2304, output_size: int = 512, tokens: int = 1, dropout: float = 0.5
-    ) -> None:
+    def __init__(self, input_size: int = 2304, output_size: int = 512, tokens: int = 1, dropout: float = 0.5) -> None:
         super().__init__()
         if tokens < 1:
             raise ValueError(f"AudioTokenizer: tokens must be 1 or more, got {tokens}.")
@@ -64,9 +62,7 @@ class AttentivePooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         heads = zip(self.un_models, self.pp_models, self.reduce_potentials, strict=True)
-        logits = [
-            reduce(torch.stack([unary(x), pair(x)], dim=-1)).squeeze(-1) for unary, pair, reduce in heads
-        ]
+        logits = [reduce(torch.stack([unary(x), pair(x)], dim=-1)).squeeze(-1) for unary, pair, reduce in heads]
         return torch.stack(logits, dim=1).softmax(dim=-1) @ x
 
 

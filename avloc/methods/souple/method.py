@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -114,6 +115,6 @@ class SOUPLE(ACL):
             lr_scheduler=lr_scheduler,
         )
 
-    def build_network(self, grounder: CLIPSeg, ears: BEATs, **options: object) -> ACLNetwork:
+    def build_network(self, grounder: CLIPSeg, ears: BEATs, **options: Any) -> ACLNetwork:
         del options["template"], options["tokens"]  # the learned context stands in their place
         return self.network_type(grounder, ears, **options)

@@ -98,9 +98,7 @@ class SOUPLENetwork(ACLNetwork):
         self.V = None if emits == "only" else nn.Parameter(self._initial(context, width, start))
         inputs = grounder.config.vision_config.hidden_size if image_feature == "hidden" else grounder.width
         if variant == "fusion" and inputs != width:
-            raise ValueError(
-                f"fusion adds picture ({inputs}) and sound ({width}); use image_feature: pooled."
-            )
+            raise ValueError(f"fusion adds picture ({inputs}) and sound ({width}); use image_feature: pooled.")
         self.meta_net = MetaNet(inputs, width, 1 if emits == "shared" else context)
 
     def _initial(self, context: int, width: int, start: Start) -> Tensor:
@@ -116,7 +114,7 @@ class SOUPLENetwork(ACLNetwork):
             pooled = self.image_feature != "patches"
             return self.av_grounder.encode_image(image, reduced=True, dense=True, pooled=pooled)
 
-    def F_I(self, features: ImageFeatures) -> Tensor:  # the paper's symbol
+    def F_I(self, features: ImageFeatures) -> Tensor:  # noqa: N802  the paper's symbol
         """Image feature ``[B, D]`` that enters the meta-net, in float32."""
         if self.image_feature == "hidden":
             assert features.hidden is not None

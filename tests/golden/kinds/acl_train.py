@@ -66,9 +66,7 @@ def run(case: Case) -> dict[str, Tensor]:
     embedding.retain_grad()
     noise = tuple((case.inputs[f"uniform_{i}"].float() + 0.5) / 256 for i in (0, 1))
     pairs = net.pairs(image, features, embedding.expand(len(image), *embedding.shape), noise=noise)
-    objective = Objective(
-        c["loss_w"][0], c["loss_w"][1], c["loss_w"][2], 1 / c["beta"], c["p_thr"], c["n_thr"]
-    )
+    objective = Objective(c["loss_w"][0], c["loss_w"][1], c["loss_w"][2], 1 / c["beta"], c["p_thr"], c["n_thr"])
     losses = objective(pairs)
     losses["loss"].backward()
 
