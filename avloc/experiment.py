@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from avloc.data.module import AVDataModule
 from avloc.evaluation.evaluator import Evaluator
 from avloc.methods.base import Localizer
+from avloc.report.predictions import Predictions
 from avloc.report.published import Reference
 from avloc.report.telemetry import Panels, Provenance, Throughput, default_loggers
 
@@ -89,6 +90,8 @@ class ExperimentCLI(LightningCLI):
         settings = self.settings
         own = self._get(self.config_init, "trainer").get("callbacks") or []
         callbacks: list[Callback] = [*own, Provenance(settings.experiment, settings.reproduces)]
+        if self.subcommand == "predict":
+            callbacks.append(Predictions())
         if sys.stdout.isatty() and settings.trainer.enable_progress_bar is not False:
             callbacks.append(RichProgressBar())
         if settings.trainer.logger in (None, True) and not settings.trainer.fast_dev_run:

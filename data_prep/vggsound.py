@@ -17,6 +17,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -96,6 +97,18 @@ def read_ids(path: Path) -> set[str]:
     columns."""
     with path.open(newline="", encoding="utf-8") as f:
         return {line[0].strip() for line in csv.reader(f) if line and line[0].strip()}
+
+
+def read_tags(options: Sequence[str]) -> dict[str, set[str]]:
+    """``TAG=FILE`` options to the ids that carry each tag.
+
+    Raises:
+        ValueError: an option of another form.
+    """
+    pairs = [option.partition("=") for option in options]
+    if bad := [option for option, (tag, _, file) in zip(options, pairs, strict=True) if not (tag and file)]:
+        raise ValueError(f"--tag {bad[0]} is not of the form TAG=FILE, e.g. heard=vggss_heard_test.csv")
+    return {tag: read_ids(Path(file)) for tag, _, file in pairs}
 
 
 def read_boxes(path: Path) -> dict[str, tuple[str, list[list[float]]]]:
@@ -234,10 +247,12 @@ def parser() -> argparse.ArgumentParser:
     p.allow_abbrev = False
     p.add_argument("--videos", type=Path, required=True, help="folder of <id>_<start>.mp4 files")
     p.add_argument("--csv", type=Path, required=True, help="the official vggsound.csv")
-    p.add_argument("--out", type=Path, required=True, help="data root; shards go to OUT/vggsound or OUT/vggss")
+    p.add_argument("--out", type=Path, required=True, help="data root; shards go to OUT/NAME")
     p.add_argument("--split", choices=["train", "test"], default="train", help="rows of the csv (default: train)")
     p.add_argument("--list", type=Path, help="only the ids in the first column of this file, whatever their split")
     p.add_argument("--boxes", type=Path, help="vggss.json: write the evaluation set vggss instead")
+    p.add_argument("--name", default="", help="of the set, e.g. vggsound_144k (default: vggsound, or vggss)")
+    p.add_argument("--tag", action="append", default=[], help="TAG=FILE: ids in FILE carry TAG, e.g. heard=ids.csv")
     p.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     p.add_argument("--num-parts", type=int, default=1, help="number of jobs that share the work")
     p.add_argument("--part", type=int, default=0, help="which of them this is, from 0")
@@ -257,13 +272,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.error(f"--part {args.part} must lie between 0 and --num-parts {args.num_parts} minus 1")
     if not args.videos.is_dir():
         options.error(f"--videos {args.videos} is not a folder")
+    if args.name and not re.fullmatch(r"[a-z0-9_]+", args.name):
+        options.error(f"--name {args.name} must be of lower-case letters, digits and underscores")
     try:
         rows, boxes = select(args)
+        tags = read_tags(args.tag)
     except (OSError, ValueError) as e:
         options.error(str(e))
     if args.boxes:
         args.split = "test"
-    dataset = "vggss" if args.boxes else "vggsound"
+    dataset = args.name or ("vggss" if args.boxes else "vggsound")
     testing = args.split == "test"
     media = Media(
         args.videos,
@@ -274,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     names = sorted({label for label, _ in boxes.values()} if boxes else {r.label for r in read_rows(args.csv)})
     class_ids = {name: i for i, name in enumerate(names)}
-    jobs = [Job(sample_key(dataset, r.id), job_of(media, r, boxes, class_ids)) for r in rows]
+    jobs = [Job(sample_key(dataset, r.id), job_of(media, r, boxes, class_ids, tags)) for r in rows]
     folder = args.out / dataset
     console = Console(stderr=True)
     pool = Pool(max(1, args.jobs))
@@ -306,11 +324,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def job_of(
-    media: Media, row: Row, boxes: dict[str, tuple[str, list[list[float]]]], class_ids: dict[str, int]
+    media: Media,
+    row: Row,
+    boxes: dict[str, tuple[str, list[list[float]]]],
+    class_ids: dict[str, int],
+    tags: dict[str, set[str]],
 ) -> Callable[[], Sample]:
     label, raw = boxes.get(row.id, (row.label, []))
     target = vggss_target(class_ids[label], label, raw) if boxes else None
-    return partial(make_sample, media, row, target, class_ids[label], ())
+    return partial(make_sample, media, row, target, class_ids[label], [t for t, ids in tags.items() if row.id in ids])
 
 
 def skipped_name(args: argparse.Namespace) -> str:

@@ -8,6 +8,7 @@ on where it stopped, several jobs can write parts of one set, and media never pi
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -169,8 +170,8 @@ def write_shards(
         progress: called with the number of further jobs done.
 
     Raises:
-        ShardError: duplicate keys, a job's sample with another key, or no space left; nothing half-written
-            stays.
+        ShardError: duplicate keys, a job's sample with another key, no space left (nothing half-written
+            stays), or the folder holds a set of that name with other records.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,6 +182,7 @@ def write_shards(
     plan = pack(todo, records_per_shard, seed)
     files = [f"{name}-{split}-{i:06d}.tar" for i in range(len(plan))]
     mine = np.array_split(np.arange(len(plan)), num_parts)[part].tolist()
+    refuse_other_plan(folder, f"{name}-{split}", {f: fingerprint(jobs) for f, jobs in zip(files, plan, strict=True)})
     for i in mine:
         if finished(folder, files[i], fingerprint(plan[i])) is None:
             write_one(folder, files[i], plan[i], mapper, progress)
@@ -195,9 +197,6 @@ def write_shards(
     )
     if all(notes.values()):
         report.index = write_index(folder, name, split, [n for n in notes.values() if n], licence)
-        for stale in folder.glob(f"{name}-{split}-[0-9]*.tar"):
-            if stale.name not in files:
-                stale.unlink()  # of an earlier, longer plan of the same set
     return report
 
 
@@ -266,6 +265,22 @@ def pack(jobs: Sequence[Job], per_shard: int, seed: int) -> list[list[Job]]:
 def fingerprint(jobs: Sequence[Job]) -> str:
     """Identity of a shard's plan: schema version and keys in order."""
     return hashlib.sha256("\n".join([str(SCHEMA_VERSION), *(j.key for j in jobs)]).encode()).hexdigest()
+
+
+def refuse_other_plan(folder: Path, name: str, plan: dict[str, str]) -> None:
+    """Finished shards of other records are somebody's work, and are not written over.
+
+    Raises:
+        ShardError: the folder holds such shards of the same name.
+    """
+    for note in sorted((folder / ".parts").glob(f"{name}-[0-9]*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            known = json.loads(note.read_text())
+            if known["plan"] != plan.get(known["file"]):
+                raise ShardError(
+                    f"{folder} already holds {name} made of other records, or with another seed or shard size "
+                    f"({known['file']}). Choose another name or folder, or delete the old {name} files first."
+                )
 
 
 def note_path(folder: Path, file: str) -> Path:

@@ -101,11 +101,12 @@ def test_a_half_shard_of_a_power_cut_is_written_again(tmp_path: Path) -> None:
     assert not list(path.parent.glob(".tmp-*"))
 
 
-def test_another_plan_writes_everything_again_and_removes_stale_shards(tmp_path: Path) -> None:
-    toy_set(tmp_path, 12, per_shard=3)
-    path = toy_set(tmp_path, 12, per_shard=6)
-    assert len(list(path.parent.glob("*.tar"))) == 2
-    assert sum(len(keys(t)) for t in path.parent.glob("*.tar")) == 12
+def test_another_plan_never_writes_over_finished_shards(tmp_path: Path) -> None:
+    path = toy_set(tmp_path, 12, per_shard=3)
+    before = {t.name: t.read_bytes() for t in path.parent.glob("*.tar")}
+    with pytest.raises(ShardError, match="already holds toy-train made of other records"):
+        toy_set(tmp_path, 12, per_shard=6)
+    assert {t.name: t.read_bytes() for t in path.parent.glob("*.tar")} == before
 
 
 def test_parts_make_the_same_set_as_one_job(tmp_path: Path) -> None:

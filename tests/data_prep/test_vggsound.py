@@ -128,6 +128,17 @@ def test_vggss_boxes_keep_their_raw_numbers_when_sane() -> None:
     assert target.boxes == [[0.1, 0.0, 0.6, 1.0]]
 
 
+def test_names_and_tags(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "heard.csv").write_text("_bcdefghi_1_000000\n")
+    options = ["--name", "vggsound_144k", "--tag", f"heard={tmp_path / 'heard.csv'}"]
+    assert convert(clips, tmp_path, *options) == 0
+    found = records(tmp_path / "vggsound_144k" / "vggsound_144k-train.json")
+    assert {id: r.tags for id, (r, _) in found.items() if r.tags} == {"_bcdefghi_1_000000": ["heard"]}
+    assert {r.dataset for r, _ in found.values()} == {"vggsound_144k"}
+    with pytest.raises(SystemExit):
+        convert(clips, tmp_path, "--tag", "heard")
+
+
 def test_lists_opus_and_parts(clips: Path, tmp_path: Path) -> None:
     (tmp_path / "ids.csv").write_text('-abcdefghi0_000030,"elk bugling"\ncdefghijkl2_000007\nghijklmnop6_000004\n')
     common = ["--list", str(tmp_path / "ids.csv"), "--codec", "opus", "--records-per-shard", "1"]
