@@ -53,10 +53,10 @@ class Split:
 
 
 SPLITS = {
-    "train": Split(3000, 11),
+    "train": Split(2400, 11),
     "train_heard": Split(2000, 12, HEARD),
-    "val": Split(200, 13),
-    "single": Split(400, 14),
+    "val": Split(150, 13),
+    "single": Split(300, 14),
     "heard": Split(200, 15, HEARD),
     "unheard": Split(200, 16, UNHEARD),
     "mixture": Split(200, 17),
