@@ -53,15 +53,15 @@ def random_batch(model: ACL, batch_size: int) -> AVBatch:
 def unavoidable_passes(model: ACL, batch: AVBatch) -> None:
     """What any implementation of the objective has to compute for B samples.
 
-    BEATs and the audio projection once per sound, the text tower once per sound, each with its backward; the vision
-    tower once per clean picture without graph, and once per masked picture with the backward to its pixels; the mask
-    decoder on B x B pairs with the backward to the embeddings.
+    BEATs once per sound; the audio projection and the text tower with their backward, once per sound (once per pair
+    where a prompt depends on the picture that is asked); the vision tower once per clean picture without graph, and once
+    per masked picture with the backward to its pixels; the mask decoder on B x B pairs with the backward to the
+    embeddings.
     """
     net = model.network
     image = normalise(batch.image)
     features = net.see(image)
-    A = net.answer(features, net.hear(batch.audio))
-    M = net.mask_logits(features.reduced, A.expand(len(A), *A.shape))
+    M = net.mask_logits(features.reduced, net.ask(features, net.hear(batch.audio)))
     pixels = image.detach().requires_grad_()
     pooled = net.av_grounder.encode_image(pixels, pooled=True).pooled
     assert pooled is not None

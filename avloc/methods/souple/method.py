@@ -69,7 +69,7 @@ class SOUPLE(ACL):
         start: Start = "normal",
         variant: Variant = "standard",
         ensemble: Ensemble = "features",
-        conditioned: Conditioned = "own",
+        conditioned: Conditioned = "asked",
         clipseg: str = "hf:CIDAS/clipseg-rd64-refined",
         beats: str = "beats",
         objective: Objective = Objective(),  # noqa: B008  frozen

@@ -65,8 +65,9 @@ class SOUPLENetwork(ACLNetwork):
         variant: ``standard``; ``fusion``: context from the sum of picture and sound and no audio token;
             ``ensemble``: the audio token at every position in turn, then averaged.
         ensemble: average L2-normalised ``features`` or mask ``logits``.
-        conditioned: for picture i and the sound of sample j the context comes from j's ``own`` picture (one
-            prompt a sample), or from the picture i that is ``asked`` (CoCoOp's reading: one prompt a pair).
+        conditioned: for picture i and the sound of sample j the context comes from the picture i that is
+            ``asked`` (CoCoOp's reading: one prompt a pair), or from j's ``own`` picture (one prompt a sample: cheaper,
+            but the prompt then tells its picture, which the contrast can match without listening).
         acl: options of `ACLNetwork`.
 
     Raises:
@@ -85,7 +86,7 @@ class SOUPLENetwork(ACLNetwork):
         start: Start = "normal",
         variant: Variant = "standard",
         ensemble: Ensemble = "features",
-        conditioned: Conditioned = "own",
+        conditioned: Conditioned = "asked",
         **acl: Any,
     ) -> None:
         super().__init__(grounder, ears, template="{}", **acl)
