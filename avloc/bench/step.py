@@ -54,8 +54,8 @@ def unavoidable_passes(model: ACL, batch: AVBatch) -> None:
     """What any implementation of the objective has to compute for B samples.
 
     BEATs once per sound; the audio projection and the text tower with their backward, once per sound (once per pair
-    where a prompt depends on the picture that is asked); the vision tower once per clean picture without graph, and once
-    per masked picture with the backward to its pixels; the mask decoder on B x B pairs with the backward to the
+    where a prompt depends on the picture that is asked); the vision tower once per clean picture without graph, and
+    once per masked picture with the backward to its pixels; the mask decoder on B x B pairs with the backward to the
     embeddings.
     """
     net = model.network

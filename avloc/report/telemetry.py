@@ -263,7 +263,7 @@ def panels_of(batch: AVBatch, answer: Localization, rate: int) -> list[Panel]:
     return [
         Panel(
             key=batch.key[i],
-            image=image[i],
+            image=legible(image[i]),
             heatmap=heat[i],
             truth=None if truth is None else truth[i],
             label=" / ".join(part for part in (names[i], kinds[i]) if part),
@@ -272,6 +272,12 @@ def panels_of(batch: AVBatch, answer: Localization, rate: int) -> list[Panel]:
         )
         for i in range(len(batch))
     ]
+
+
+def legible(image: torch.Tensor, side: int = 160) -> torch.Tensor:
+    """A picture ``[3, H, W]`` whose pixels are repeated until its short side has ``side`` pixels or more."""
+    times = -(-side // min(image.shape[-2:]))
+    return image.repeat_interleave(times, -2).repeat_interleave(times, -1)
 
 
 def wandb_table(panels: Sequence[Panel]) -> wandb.Table:

@@ -30,7 +30,8 @@ def test_equals_transformers() -> None:
     seen = model.encode_image(pixels, reduced=True, pooled=True)
     text = model.encode_text(ids)
     torch.testing.assert_close(text, out.conditional_embeddings)
-    torch.testing.assert_close(seen.pooled, out.vision_model_output.pooler_output @ model.clip.visual_projection.weight.T)
+    pooled = model.clip.visual_projection(out.vision_model_output.pooler_output)
+    torch.testing.assert_close(seen.pooled, pooled)
     torch.testing.assert_close(model.decode(seen.reduced, text[:, None])[:, 0], out.logits)
 
 

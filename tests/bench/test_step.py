@@ -16,7 +16,16 @@ from avloc.methods.acl import ACL
 from avloc.world import write_world
 from tests.methods.tiny import tiny_files
 
-FIELDS = "step_s unavoidable_s time_ratio flops unavoidable_flops flops_ratio samples_per_s peak_bytes".split()
+FIELDS = [
+    "step_s",
+    "unavoidable_s",
+    "time_ratio",
+    "flops",
+    "unavoidable_flops",
+    "flops_ratio",
+    "samples_per_s",
+    "peak_bytes",
+]
 
 
 def test_flops_of_a_product_by_hand() -> None:

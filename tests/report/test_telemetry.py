@@ -222,7 +222,7 @@ def test_wandb_table_has_pictures_and_sound():
     assert table.columns == ["key", "image", "overlay", "label", "IoU", "sound"]
     key, image, drawn, label, iou, sound = table.data[1]
     assert (key, label, iou) == ("clip1", "dog, cat / noise", 0.5)
-    assert (image.image.size, drawn.image.size) == ((16, 16), (16, 16))
+    assert (image.image.size, drawn.image.size) == ((160, 160), (160, 160))  # repeated until legible
     assert isinstance(sound, wandb.Audio)
 
 
