@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ from avloc.report.telemetry import Panels, Provenance, Throughput, default_logge
 
 __all__ = ["RUNS", "ExperimentCLI"]
 
+# Warnings about what is meant to be so: arguments are rewritten before parsing, frozen towers stay in eval mode.
+EXPECTED = (
+    ".*LightningCLI's args parameter is intended.*",
+    ".*in eval mode at the start of training.*",
+    ".*LeafSpec.*",
+)
 RUNS = "runs"  # folder of all runs, in the working directory
 
 
@@ -34,6 +41,8 @@ class ExperimentCLI(LightningCLI):
     @classmethod
     def run(cls, args: list[str]) -> ExperimentCLI:
         torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it
+        for message in EXPECTED:
+            warnings.filterwarnings("ignore", message)
         strict = {"allow_abbrev": False}
         return cls(
             Localizer,
