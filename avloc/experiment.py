@@ -30,6 +30,10 @@ EXPECTED = (
 RUNS = "runs"  # folder of all runs, in the working directory
 
 
+class ResumePoint(ModelCheckpoint):
+    """The newest state of a run, to go on from; a class of its own, so that its state is told from the best model's."""
+
+
 class ExperimentCLI(LightningCLI):
     """LightningCLI with the callbacks, loggers and checks of this project.
 
@@ -73,7 +77,7 @@ class ExperimentCLI(LightningCLI):
         parser.add_lightning_class_args(Panels, "panels")
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(ModelCheckpoint, "resume")
+        parser.add_lightning_class_args(ResumePoint, "resume")
         parser.set_defaults(
             {
                 "checkpoint.filename": "best",
@@ -98,7 +102,7 @@ class ExperimentCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.settings
         own = self._get(self.config_init, "trainer").get("callbacks") or []
-        callbacks: list[Callback] = [*own, Provenance(settings.experiment, settings.reproduces)]
+        callbacks: list[Callback] = [*own, Provenance(settings.experiment, self._get(self.config_init, "reproduces"))]
         if self.subcommand == "predict":
             callbacks.append(Predictions())
         if sys.stdout.isatty() and settings.trainer.enable_progress_bar is not False:
@@ -110,5 +114,5 @@ class ExperimentCLI(LightningCLI):
 
     def after_fit(self) -> None:
         if self.settings.test_after_fit and not self.trainer.interrupted:
-            best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint))
+            best = next(c for c in self.trainer.checkpoint_callbacks if type(c) is ModelCheckpoint)
             self.trainer.test(self.model, self.datamodule, ckpt_path=best.best_model_path or None, weights_only=True)

@@ -168,7 +168,10 @@ class AVDataModule(LightningDataModule):
         # worker.
         warnings.filterwarnings("ignore", ".*`IterableDataset` has `__len__` defined.*")
         return ResumableLoader(
-            self.train_stream, self._place, persistent_workers=self.num_workers > 0, **self._options()
+            self.train_stream,
+            self._place if self.trainer else None,
+            persistent_workers=self.num_workers > 0,
+            **self._options(),
         )
 
     def val_dataloader(self) -> list[DataLoader]:

@@ -30,8 +30,7 @@ def test_equals_transformers() -> None:
     seen = model.encode_image(pixels, reduced=True, pooled=True)
     text = model.encode_text(ids)
     torch.testing.assert_close(text, out.conditional_embeddings)
-    pooled = model.clip.visual_projection(out.vision_model_output.pooler_output)
-    torch.testing.assert_close(seen.pooled, pooled)
+    torch.testing.assert_close(seen.pooled, out.pooled_output)
     torch.testing.assert_close(model.decode(seen.reduced, text[:, None])[:, 0], out.logits)
 
 
@@ -44,7 +43,7 @@ def test_pairs_equal_single_questions() -> None:
     for i in range(2):
         for j in range(3):
             one = model.decode([r[i : i + 1] for r in reduced], asked[i : i + 1, j : j + 1])
-            torch.testing.assert_close(every[i, j], one[0, 0], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(every[i, j], one[0, 0], atol=1e-4, rtol=1e-3)
 
 
 @torch.no_grad()

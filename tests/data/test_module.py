@@ -219,9 +219,10 @@ def test_names_paths_and_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_world_is_made_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Path] = []
-    monkeypatch.setitem(sys.modules, "avloc.world", types.SimpleNamespace(ensure=made.append))
+    made: list[tuple[Path, ...]] = []
+    ensure = lambda *asked: made.append(asked)  # noqa: E731
+    monkeypatch.setitem(sys.modules, "avloc.world", types.SimpleNamespace(ensure=ensure))
     AVDataModule(test=["toy", "worldly"], root=str(tmp_path)).prepare_data()
     assert made == []
     AVDataModule(test=["toy", "world:single/heard"], root=str(tmp_path)).prepare_data()
-    assert made == [tmp_path]
+    assert made == [(tmp_path, "single")]
