@@ -190,7 +190,7 @@ def bench_step(
 
 
 def bench_loader(
-    train: str = "world:train",
+    train: str = "like-vggsound",
     root: Path = Path("data"),
     workers: int = 1,
     batch_size: int = 16,
@@ -202,7 +202,7 @@ def bench_loader(
     """Samples per second and worker of the training loader, against a bare decode of the same bytes.
 
     Args:
-        train: training set, as in a YAML.
+        train: training set, as in a YAML; by default one of VGGSound's sizes that is made on the spot.
         root: data folder.
         workers: loader processes.
         batch_size: samples of a batch.

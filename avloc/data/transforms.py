@@ -16,6 +16,7 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.utils.data import default_collate
 
 from avloc.data.schema import Audio, Record, Sample, SampleError, Target
 from avloc.types import AVBatch, InputSpec
@@ -371,4 +372,5 @@ def collate(items: Sequence[Item]) -> AVBatch:
 
 
 def tensor(arrays: Sequence[NDArray[Any]]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(arrays))
+    # In a loader worker default_collate stacks into shared memory, so the batch is not copied again on its way out.
+    return default_collate([torch.from_numpy(np.require(a, requirements=["C", "W"])) for a in arrays])
