@@ -68,8 +68,8 @@ def measure_loader(
     """
     if train == LIKE_VGGSOUND:
         with tempfile.TemporaryDirectory() as folder:
-            index = write_like_vggsound(Path(folder))
-            measured = measure_loader(str(index), root, workers, batch_size, image_size, seconds, batches)
+            made = write_like_vggsound(Path(folder))
+            measured = measure_loader(str(made), root, workers, batch_size, image_size, seconds, batches)
             return measured | {"set": LIKE_VGGSOUND}
     spec = InputSpec(image_size=image_size, seconds=seconds, train_scale=1.1, train_flip=0.5)
     data = AVDataModule(
