@@ -21,7 +21,7 @@ train: $(READY)  ## train, test and report: make train EXP=souple_ctx4 [ARGS="--
 	@test -n "$(EXP)" || { echo 'make train needs EXP=name, a YAML in experiments/: make train EXP=quickstart'; exit 2; }
 	$(BIN)/avloc train $(NAMES) $(ARGS)
 
-test: $(READY)  ## run the tests (slow and GPU ones: make test ARGS="-m ''")
+test: $(READY)  ## run the tests (slow ones too: make test ARGS="-m 'not gpu'")
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
