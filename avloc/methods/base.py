@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import zlib
 from typing import Any
@@ -149,4 +150,8 @@ def step_seed(keys: list[str], epoch: int) -> int:
 
 
 def with_fused_kernels(optimizer: Optimizer) -> Optimizer:
-    return type(optimizer)(optimizer.param_groups, **{**optimizer.defaults, "fused": True, "foreach": None})
+    """The same optimiser over the same parameters, with one kernel for all of them."""
+    accepted = inspect.signature(type(optimizer)).parameters
+    settings = {k: v for k, v in optimizer.defaults.items() if k in accepted}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return type(optimizer)(parameters, **{**settings, "foreach": None, "fused": True})

@@ -16,7 +16,7 @@ from torch import Tensor
 from avloc.data.module import AVDataModule
 from avloc.methods.acl import ACL
 from avloc.methods.acl.losses import Objective
-from avloc.methods.base import CheckpointError, Localizer, step_seed
+from avloc.methods.base import CheckpointError, Localizer, step_seed, with_fused_kernels
 from avloc.methods.load import load_method
 from avloc.methods.souple import SOUPLE
 from avloc.types import AVBatch
@@ -120,6 +120,21 @@ def test_frozen_towers_stay_in_eval_mode(tmp_path: Path) -> None:
 def test_the_noise_of_a_step_depends_on_samples_and_epoch() -> None:
     assert step_seed(["a", "b"], 0) == step_seed(["a", "b"], 0)
     assert len({step_seed(k, e) for k in (["a"], ["b"], ["a", "b"]) for e in (0, 1)}) == 6
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_fused_kernels_change_nothing_but_speed(kind: type[torch.optim.Optimizer]) -> None:
+    steps = []
+    for fuse in (lambda optimizer: optimizer, with_fused_kernels):
+        w = torch.nn.Parameter(torch.arange(4.0))
+        optimizer = fuse(kind([w], lr=0.1, weight_decay=0.01))
+        for _ in range(3):
+            optimizer.zero_grad()
+            (w**2).sum().backward()
+            optimizer.step()
+        steps.append((w.detach(), optimizer.param_groups[0]["fused"]))
+    torch.testing.assert_close(steps[1][0], steps[0][0])
+    assert [bool(fused) for _, fused in steps] == [False, True]
 
 
 class Dying(Callback):
