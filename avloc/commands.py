@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from avloc import RUNS
 from avloc import weights as weight_files
 from avloc.cli import UsageError, find_config
 
@@ -35,17 +38,18 @@ def train(args: list[str]) -> None:
     configs = [find_config(name) for name in names]
     runs = []
     for config in configs:
-        runs_folder = Path("runs") / config.stem
+        runs_folder = Path(RUNS) / config.stem
         more = ["--ckpt_path", str(newest_state(runs_folder))] if resume else []
         print(f"avloc fit -c {config} --test_after_fit=true {' '.join(more + options)}", flush=True)
         command = [sys.executable, "-m", "avloc.cli", "fit", "-c", str(config), "--test_after_fit=true"]
+        earlier = set(runs_folder.glob("version_*/results.json"))
         done = subprocess.run([*command, *more, *options])
         if done.returncode:
             sys.exit(done.returncode)
-        runs += newest(runs_folder.glob("version_*/results.json"))
+        runs += newest(set(runs_folder.glob("version_*/results.json")) - earlier)  # never an older run's
     if runs:
         folders = [r.parent for r in runs]
-        print_report(folders, folders[0])
+        report(folders, folders[0])
         print("pictures: " + ", ".join(str(f / "panels") for f in folders))
 
 
@@ -65,12 +69,6 @@ def newest_state(folder: Path) -> Path:
     return found[0]
 
 
-def print_report(folders: list[Path], out: Path | None, metrics: Literal["headline", "all"] = "headline") -> None:
-    from avloc.report.tables import report as write_report
-
-    write_report(folders, out, metrics)
-
-
 def report(runs: list[Path], out: Path | None = None, metrics: Literal["headline", "all"] = "headline") -> None:
     """Print the measured rows of tested runs beside the published rows, with the controls.
 
@@ -79,7 +77,9 @@ def report(runs: list[Path], out: Path | None = None, metrics: Literal["headline
         out: folder for report.md, report.csv and report.tex.
         metrics: the published columns, or everything that was measured.
     """
-    print_report(runs, out, metrics)
+    from avloc.report.tables import report as write_report
+
+    write_report(runs, out, metrics)
 
 
 def localize(
@@ -103,7 +103,7 @@ def localize(
 
     if (clip is None) == (image is None) or (image is None) != (audio is None):
         raise UsageError("Name either a video, or --image and --audio together.")
-    found = [ckpt] if ckpt else newest(Path("runs").glob("*/version_*/checkpoints/best.ckpt"))
+    found = [ckpt] if ckpt else newest(Path(RUNS).glob("*/version_*/checkpoints/best.ckpt"))
     if not found:
         raise UsageError(
             "No trained method was found under runs/. Name one with --ckpt, or train one: make train EXP=quickstart."
@@ -126,9 +126,11 @@ def weights(experiment: str | None = None) -> None:
     """
     sources = sorted(weight_files.KNOWN)
     if experiment is not None:
-        arguments = yaml.safe_load(find_config(experiment).read_text())["model"].get("init_args", {})
-        defaults = {"clipseg": "hf:CIDAS/clipseg-rd64-refined", "beats": "beats"}
-        values = (defaults | arguments).values()
+        model = yaml.safe_load(find_config(experiment).read_text())["model"]
+        module, _, name = model["class_path"].rpartition(".")
+        parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        defaults = {k: p.default for k, p in parameters.items()}
+        values = (defaults | model.get("init_args", {})).values()
         sources = [v for v in values if isinstance(v, str) and weight_files.is_source(v)]
     table = Table("source", "here", "file", "licence", "SHA-256", title="weights")
     for source in sources:

@@ -12,6 +12,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from avloc import RUNS
 from avloc.data.module import AVDataModule
 from avloc.evaluation.evaluator import Evaluator
 from avloc.methods.base import Localizer
@@ -19,7 +20,7 @@ from avloc.report.predictions import Predictions
 from avloc.report.published import Reference
 from avloc.report.telemetry import Panels, Provenance, Throughput, default_loggers
 
-__all__ = ["RUNS", "ExperimentCLI"]
+__all__ = ["ExperimentCLI"]
 
 # Warnings about what is meant to be so: arguments are rewritten before parsing, frozen towers stay in eval mode.
 EXPECTED = (
@@ -27,7 +28,6 @@ EXPECTED = (
     ".*in eval mode at the start of training.*",
     ".*LeafSpec.*",
 )
-RUNS = "runs"  # folder of all runs, in the working directory
 
 
 class ResumePoint(ModelCheckpoint):

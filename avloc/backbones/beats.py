@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avloc.frontends.kaldi import KaldiFbank
-from avloc.weights import WeightError, load_into, locate, read_state
+from avloc.weights import WeightError, load_into, locate, read_metadata, read_state
 
 __all__ = ["BEATs", "BEATsConfig"]
 
@@ -368,8 +367,7 @@ def read_checkpoint(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     """Config and state dict of an official ``.pt`` or of a file that `BEATs.save_world` wrote."""
     content = read_state(path)
     if path.suffix == ".safetensors":
-        with safe_open(path, "pt") as f:
-            metadata = f.metadata() or {}
+        metadata = read_metadata(path)
         if metadata.get("kind") == "beats" and "config" in metadata:
             return json.loads(metadata["config"]), content
     elif isinstance(content, dict) and {"cfg", "model"} <= content.keys():

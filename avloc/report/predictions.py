@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from avloc.report.telemetry import file_name, run_folder, set_name
 from avloc.types import AVBatch, Localization
 
 __all__ = ["Predictions"]
@@ -35,11 +35,7 @@ class Predictions(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         assert isinstance(prediction, Localization)
-        sets = getattr(getattr(trainer, "datamodule", None), "test_sets", [])
-        name = sets[dataloader_idx].name if sets else f"set{dataloader_idx}"
-        shuffled = "_shuffled_sound" if sets and sets[dataloader_idx].shuffled else ""
-        root = Path(trainer.log_dir or trainer.default_root_dir)
-        folder = root / "predictions" / f"{name.replace(':', '-').replace('/', '-')}{shuffled}"
+        folder = run_folder(trainer) / "predictions" / file_name(set_name(trainer, dataloader_idx, "test"))
         folder.mkdir(parents=True, exist_ok=True)
         heatmap = prediction.heatmap.half().cpu().numpy()
         confidence = prediction.confidence.float().cpu().numpy()

@@ -187,7 +187,7 @@ class Panels(Callback):
             return
         folder.mkdir(parents=True, exist_ok=True)
         for name, panels in self.held.items():
-            slug = prefix + "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+            slug = prefix + file_name(name)
             gallery(panels, folder / f"{slug}.png", name)
             page(panels, folder / f"{slug}.html", name)
             for logger in trainer.loggers:
@@ -243,6 +243,11 @@ class Provenance(Callback):
 def run_folder(trainer: Trainer) -> Path:
     """The first logger's folder. To be asked on every process, since Lightning broadcasts it."""
     return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def file_name(name: str) -> str:
+    """The name of a set as that of a file."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
 
 
 def set_name(trainer: Trainer, loader: int, stage: str) -> str:
