@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,11 @@ class Predictions(BasePredictionWriter):
 
     def __init__(self) -> None:
         super().__init__(write_interval="batch")
+        self.root = Path()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Asked once: the answer is broadcast, and processes may have different numbers of batches.
+        self.root = run_folder(trainer) / "predictions"
 
     def write_on_batch_end(
         self,
@@ -35,7 +41,7 @@ class Predictions(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         assert isinstance(prediction, Localization)
-        folder = run_folder(trainer) / "predictions" / file_name(set_name(trainer, dataloader_idx, "test"))
+        folder = self.root / file_name(set_name(trainer, dataloader_idx, "test"))
         folder.mkdir(parents=True, exist_ok=True)
         heatmap = prediction.heatmap.half().cpu().numpy()
         confidence = prediction.confidence.float().cpu().numpy()
