@@ -41,6 +41,8 @@ class InputSpec:
         channels: how stereo becomes mono. ``left_then_right`` lays the channels end to end, which is how
             ACL-SSL reads AVSBench (``facts/acl_ssl.md`` section 2).
         frames: pictures per sample; 1 makes every annotated frame a sample of its own.
+        duet: how several pictures of one sample, each made square, are laid side by side: ``squash`` fits the row
+            into the square, ``wide`` keeps it, ``[3, H, n H]`` (T-VSL). Ground truth is ``[S, G, n G]`` in both.
     """
 
     image_size: int = 352
@@ -54,6 +56,7 @@ class InputSpec:
     pad: Literal["zeros", "tile"] = "zeros"
     channels: Literal["mean", "first", "left_then_right"] = "mean"
     frames: int = 1
+    duet: Literal["squash", "wide"] = "squash"
 
     @property
     def samples(self) -> int:
@@ -71,11 +74,13 @@ class AVBatch:
         audio: float32 ``[B, T]`` in [-1, 1] at the method's sample rate.
         index: int64 ``[B]``, place of the sample in its evaluation set; -1 in training.
         truth: float32 ``[B, S, G, G]`` in [0, 1], ground-truth map of each source, or None.
+        semantic: int64 ``[B, G, G]``, class of each pixel with 0 for background and 255 for "do not score", or None.
         class_id: int64 ``[B, S]``, -1 where unknown, or None.
         sounding: bool ``[B]``, False where the true map is the zero map, or None.
         label: class names of each sample's sources.
         negative: kind of negative (``silence``, ``noise``, ``offscreen``, ...), "" for a positive.
         group: interactive group of each sample, "" for none.
+        group_size: number of samples of its group, 1 for none.
         video: video of each sample, "" when unknown (AVSBench averages over batches of videos).
         caption: one caption per sample, "" for none.
     """
@@ -85,11 +90,13 @@ class AVBatch:
     audio: Tensor
     index: Tensor
     truth: Tensor | None = None
+    semantic: Tensor | None = None
     class_id: Tensor | None = None
     sounding: Tensor | None = None
     label: list[list[str]] = field(default_factory=list)
     negative: list[str] = field(default_factory=list)
     group: list[str] = field(default_factory=list)
+    group_size: list[int] = field(default_factory=list)
     video: list[str] = field(default_factory=list)
     caption: list[str] = field(default_factory=list)
 
@@ -131,12 +138,14 @@ class Localization:
     Attributes:
         heatmap: float32 ``[B, S, H, W]`` in [0, 1].
         confidence: float32 ``[B, S]``: how sure the method is that source s sounds in the picture.
-        label: int64 ``[B, S]`` class of each source, or None.
+        label: int64 ``[B, S]`` class of each source, numbered like ``AVBatch.class_id``, or None.
+        semantic: int64 ``[B, H, W]``, class of each pixel as in ``AVBatch.semantic``, or None.
     """
 
     heatmap: Tensor
     confidence: Tensor
     label: Tensor | None = None
+    semantic: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.heatmap.ndim != 4 or self.confidence.shape != self.heatmap.shape[:2]:
