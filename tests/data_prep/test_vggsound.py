@@ -122,6 +122,14 @@ def test_boxes_make_the_vggss_set(clips: Path, tmp_path: Path) -> None:
     assert "id is not in the csv" in (tmp_path / "vggss" / "skipped-test.csv").read_text()
 
 
+def test_a_dry_run_counts_and_writes_nothing(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert convert(clips, tmp_path / "out", "--dry-run") == 0
+    said = capsys.readouterr().err
+    assert "vggsound-train: 5 records to write, 1 left out" in said  # broken videos show only when they are read
+    assert "1  video missing" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_vggss_boxes_keep_their_raw_numbers_when_sane() -> None:
     target = vggss_target(3, "x", [[0.1, -0.01, 0.6, 1.0]])
     assert target.boxes_raw == [[0.1, -0.01, 0.6, 1.0]]

@@ -1,0 +1,491 @@
+"""What all converters share: their options, the writing of shards with a progress bar, a process pool, the reading of
+loose pictures, sounds and masks, and the report of what was left out.
+
+A converter is a function from parsed options to `Plan`s; `convert` does the rest::
+
+    def main(argv=None):
+        return convert(options("data_prep.x", __doc__, {"media": "the folder of the archive"}), plans, argv)
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+import os
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from avloc.data.media import MediaError, opened
+from avloc.data.schema import Audio, Frame, Sample, sample_key
+from avloc.data.shards import Job, ShardError, Skipped, make, write_json, write_shards
+
+__all__ = [
+    "AS_PUBLISHED",
+    "RATE",
+    "Plan",
+    "Pool",
+    "clip_boxes",
+    "convert",
+    "files_by_stem",
+    "flac",
+    "mask_png",
+    "no_twins",
+    "options",
+    "picture",
+    "read_ids",
+    "read_mask",
+    "read_table",
+    "read_tags",
+    "run",
+    "sound",
+    "unlisted",
+]
+
+RATE = 16000
+AS_PUBLISHED = "as_published"  # the tag of records that are read as published code reads them
+PICTURES = (".jpg", ".jpeg", ".png")
+SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".aac", ".opus", ".mp4")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A split that a converter is ready to write.
+
+    Attributes:
+        dataset, split: of the records and of the shards' names.
+        jobs: the records whose media are there; unique keys.
+        missing: annotation rows without media, and media without an annotation row, each with its reason. A
+            reason starts with what can be counted, then a colon: ``picture missing: <path>``.
+        notes: defects met and fixes made, a sentence each; printed, and kept in the index.
+        licence: for the index.
+        counted: defects that only show when media are read: tag of such records to a sentence, which becomes a
+            note with their number.
+    """
+
+    dataset: str
+    split: str
+    jobs: list[Job]
+    missing: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    licence: str = ""
+    counted: dict[str, str] = field(default_factory=dict)
+
+
+def options(
+    module: str,
+    doc: str | None,
+    folders: Mapping[str, str],
+    published: str = "nothing differs for this set; its records get the tag as_published",
+) -> argparse.ArgumentParser:
+    """The options that every converter has; it adds its own.
+
+    Args:
+        module: ``data_prep.flickr``.
+        doc: the module's docstring.
+        folders: names of its required folder options to their help.
+        published: what ``--as-published`` does.
+    """
+    p = argparse.ArgumentParser(
+        f"python -m {module}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.allow_abbrev = False
+    for name, says in folders.items():
+        p.add_argument(f"--{name}", type=Path, required=True, help=says)
+    p.set_defaults(folders=[name.replace("-", "_") for name in folders])
+    p.add_argument("--out", type=Path, required=True, help="data root; shards go to OUT/NAME")
+    p.add_argument("--name", default="", help="of the set (default: the set's own)")
+    p.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    p.add_argument("--num-parts", type=int, default=1, help="number of jobs that share the work")
+    p.add_argument("--part", type=int, default=0, help="which of them this is, from 0")
+    p.add_argument("--records-per-shard", type=int, default=500, help="(default: 500)")
+    p.add_argument("--seed", type=int, default=0, help="of the order of records over shards, and of random choices")
+    p.add_argument("--dry-run", action="store_true", help="count, report, and write nothing")
+    p.add_argument("--as-published", action="store_true", help=published)
+    return p
+
+
+def convert(
+    parser: argparse.ArgumentParser,
+    plans: Callable[[argparse.Namespace], Iterable[Plan]],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """A converter's ``main``: parse, plan, write. Bad options and unreadable annotations end it with a message.
+
+    Returns:
+        0 when every plan wrote at least one record (with ``--dry-run``: would have tried to).
+    """
+    args = parser.parse_args(argv)
+    if not 0 <= args.part < args.num_parts:
+        parser.error(f"--part {args.part} must lie between 0 and --num-parts {args.num_parts} minus 1")
+    for name in args.folders:
+        if not getattr(args, name).is_dir():
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)} is not a folder")
+    if args.name and not re.fullmatch(r"[a-z0-9_]+", args.name):
+        parser.error(f"--name {args.name} must be of lower-case letters, digits and underscores")
+    try:
+        return max([run(plan, args) for plan in list(plans(args))], default=1)
+    except (OSError, ValueError, ShardError) as e:
+        parser.error(str(e))
+
+
+def run(plan: Plan, args: argparse.Namespace) -> int:
+    """Write a plan's shards, ``skipped-<split>.csv`` and the notes; with ``--dry-run``, say what would be written.
+
+    Returns:
+        0 when at least one record was written (or would be tried).
+    """
+    console = Console(stderr=True)
+    missing = plan.missing if args.part == 0 else []
+    if args.dry_run:
+        report = f"{plan.dataset}-{plan.split}: {len(plan.jobs)} records to write, {len(missing)} left out"
+        console.print(report, highlight=False, markup=False, soft_wrap=True)
+        summarise(console, missing, plan.notes)
+        return 0 if plan.jobs else 1
+    folder = args.out / plan.dataset
+    tagged: Counter[str] = Counter()
+
+    def watched(jobs: Sequence[Job]) -> Iterator[Sample | Skipped]:
+        for made in pool(jobs):
+            tagged.update(made.record.tags if isinstance(made, Sample) else [])
+            yield made
+
+    pool = Pool(max(1, args.jobs))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=console) as bar:
+            shown = f"{plan.dataset}-{plan.split}" + (f" part {args.part}" if args.num_parts > 1 else "")
+            task = bar.add_task(shown, total=len(plan.jobs) if args.num_parts == 1 else None)
+            written = write_shards(
+                folder,
+                plan.dataset,
+                plan.split,
+                plan.jobs,
+                records_per_shard=args.records_per_shard,
+                seed=args.seed,
+                licence=plan.licence,
+                num_parts=args.num_parts,
+                part=args.part,
+                mapper=watched,
+                progress=lambda n: bar.advance(task, n),
+            )
+    finally:
+        pool.close()
+    skipped = [*written.skipped, *missing]
+    notes = [*plan.notes, *(f"{tagged[tag]} records {says}" for tag, says in plan.counted.items() if tagged[tag])]
+    part = f"-{args.part:03d}" if args.num_parts > 1 else ""
+    report_path = folder / f"skipped-{plan.split}{part}.csv"
+    write_skipped(report_path, skipped)
+    console.print(f"{written.written} records written, {len(skipped)} clips skipped", highlight=False)
+    summarise(console, skipped, notes)
+    if skipped:
+        console.print(f"each with its reason in {report_path}", highlight=False, markup=False, soft_wrap=True)
+    if written.index:
+        if notes:
+            write_json(written.index, json.loads(written.index.read_text()) | {"notes": notes})
+        console.print(f"index: {written.index}", highlight=False, markup=False, soft_wrap=True)
+    elif args.num_parts > 1:
+        console.print("the index is written by the job that finishes the last part", highlight=False)
+    return 0 if written.written else 1
+
+
+def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f)
+        writer.writerow(["key", "reason"])
+        writer.writerows([s.key, s.reason] for s in skipped)
+
+
+def summarise(console: Console, skipped: Sequence[Skipped], notes: Sequence[str]) -> None:
+    for reason, n in Counter(kind_of(s.reason) for s in skipped).most_common():
+        console.print(f"  {n:6d}  {reason}", highlight=False, markup=False, soft_wrap=True)
+    for note in notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+
+
+def kind_of(reason: str) -> str:
+    """A reason without its file name, so that equal ones can be counted."""
+    for kind in (
+        "video missing",
+        "no sound",
+        "no picture",
+        "zero length",
+        "cannot be decoded",
+        "no decodable frame",
+    ):
+        if kind in reason:
+            return kind
+    return reason.partition(": ")[0]
+
+
+class Pool:
+    """``map(make, jobs)`` over processes, in order. A video that kills its process costs that video only.
+
+    Args:
+        processes: their number.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self.processes = processes
+        self.executor = self.start()
+
+    def start(self, processes: int | None = None) -> ProcessPoolExecutor:
+        context = get_context("forkserver")
+        context.set_forkserver_preload(["data_prep.common"])
+        return ProcessPoolExecutor(processes or self.processes, mp_context=context)
+
+    def __call__(self, jobs: Sequence[Job]) -> Iterator[Sample | Skipped]:
+        waiting: deque[tuple[Job, Future[Sample | Skipped]]] = deque()
+        for job in jobs:
+            waiting.append((job, self.submit(job)))
+            if len(waiting) >= 4 * self.processes:  # enough to keep all busy, few enough to hold in memory
+                yield self.result(*waiting.popleft())
+        while waiting:
+            yield self.result(*waiting.popleft())
+
+    def submit(self, job: Job) -> Future[Sample | Skipped]:
+        try:
+            return self.executor.submit(make, job)
+        except BrokenProcessPool:
+            self.executor = self.start()
+            return self.executor.submit(make, job)
+
+    def result(self, job: Job, future: Future[Sample | Skipped]) -> Sample | Skipped:
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            with self.start(1) as alone:  # all jobs in flight fail together; alone, only the guilty one does
+                try:
+                    return alone.submit(make, job).result()
+                except BrokenProcessPool:
+                    return Skipped(job.key, "the decoder crashed on this video")
+
+    def close(self) -> None:
+        self.executor.shutdown(cancel_futures=True)
+
+
+def picture(path: Path, name: str = "f0", **fields: Any) -> tuple[bytes, Frame]:
+    """A loose picture as it is: PNG and JPEG keep their bytes, others become PNG.
+
+    Args:
+        path: the file.
+        name: of the member, without suffix.
+        fields: further fields of the `Frame`, e.g. ``t`` and ``annotated``.
+
+    Raises:
+        MediaError: absent, truncated, or no picture.
+    """
+    try:
+        data = path.read_bytes()
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except FileNotFoundError as e:
+        raise MediaError(f"picture missing: {path} is not there. Check the folder, or download it.") from e
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        raise MediaError(f"{path} cannot be decoded as a picture ({e}). Download it again, or leave it out.") from e
+    suffix = {"PNG": "png", "JPEG": "jpg"}.get(image.format or "")
+    if suffix is None:
+        data, suffix = png(image.convert("RGB")), "png"
+    return data, Frame(f"{name}.{suffix}", *image.size, *image.size, **fields)
+
+
+def png(image: Image.Image) -> bytes:
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return data.getvalue()
+
+
+def sound(
+    path: Path, name: str = "a0", *, rate: int = RATE, seconds: float | None = None, **fields: Any
+) -> tuple[bytes, Audio]:
+    """A loose sound as 16-bit FLAC, mono or stereo as it is (more channels are averaged).
+
+    A 16-bit file of the wanted rate keeps its samples exactly; others are resampled by soxr.
+
+    Args:
+        path: what soundfile or FFmpeg reads.
+        name: of the member, without suffix.
+        rate: Hz of the result.
+        seconds: keep at most that much from the start; None for all.
+        fields: further fields of the `Audio`, e.g. ``role``, ``src_id``, ``clip_start``.
+
+    Raises:
+        MediaError: absent, unreadable, without samples, or with samples that are not finite.
+    """
+    if not path.is_file():
+        raise MediaError(f"sound missing: {path} is not there. Check the folder, or download it.")
+    try:
+        with soundfile.SoundFile(path) as f:
+            exact = f.subtype == "PCM_16" and f.samplerate == rate and f.channels <= 2
+            wave, own = f.read(dtype="int16" if exact else "float32", always_2d=True), f.samplerate
+    except (soundfile.SoundFileError, ValueError, TypeError):
+        wave, own = decode(path)
+    if not len(wave):
+        raise MediaError(f"{path} has no sound (no samples). Download it again, or leave it out.")
+    if wave.dtype != np.int16 and not np.isfinite(wave.sum()):
+        raise MediaError(f"{path} cannot be decoded (samples are NaN or infinite). Download it again, or leave it out.")
+    if wave.shape[1] > 2:
+        wave = wave.mean(1, keepdims=True)
+    if own != rate:
+        wave = soxr.resample(wave, own, rate)
+    if seconds is not None:
+        wave = wave[: round(seconds * rate)]
+    return flac(wave, rate), Audio(
+        f"{name}.flac", duration=len(wave) / rate, rate=rate, channels=wave.shape[1], **fields
+    )
+
+
+def decode(path: Path) -> tuple[NDArray[np.float32], int]:
+    """All samples of a file that FFmpeg reads, ``[n, channels]``, and their rate. Raises `MediaError`."""
+    pieces: list[NDArray[Any]] = []
+    with opened(path) as container:
+        if not container.streams.audio:
+            raise MediaError(f"{path} has no sound (no audio stream). Leave it out, or give another file.")
+        stream = container.streams.audio[0]
+        planar = av.AudioResampler(format="fltp")
+        for frame in container.decode(stream):
+            pieces += [p.to_ndarray().T for p in planar.resample(frame)]
+        own = stream.codec_context.sample_rate
+    if not pieces:
+        raise MediaError(f"{path} has no sound (no samples). Download it again, or leave it out.")
+    return np.concatenate(pieces).astype(np.float32), own
+
+
+def flac(wave: NDArray[Any], rate: int = RATE) -> bytes:
+    """``[n]`` or ``[n, channels]`` as 16-bit FLAC; int16 exactly, floats clipped to [-1, 1]."""
+    data = io.BytesIO()
+    wave = wave if wave.dtype == np.int16 else np.clip(wave, -1, 1)
+    soundfile.write(data, wave, rate, format="FLAC", subtype="PCM_16")
+    return data.getvalue()
+
+
+def read_mask(path: Path, above: int = 127) -> NDArray[np.bool_]:
+    """Foreground of a mask file, bool ``[h, w]``: stored values (palette indices as they are; of colours, the
+    largest channel) greater than ``above``. A mask of zeros and ones counts its ones whatever ``above`` is.
+
+    Raises:
+        MediaError: absent or unreadable.
+    """
+    try:
+        image = Image.open(io.BytesIO(path.read_bytes()))
+        # As stored: converting to Pillow's mode "1" would dither, and expanding a palette would lose its indices.
+        pixels = np.asarray(image.convert("RGB") if image.mode in ("RGBA", "LA", "PA", "CMYK") else image)
+    except FileNotFoundError as e:
+        raise MediaError(f"mask missing: {path} is not there. Check the folder, or download it.") from e
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        raise MediaError(f"{path} cannot be decoded as a mask ({e}). Download it again, or leave it out.") from e
+    if pixels.ndim == 3:
+        pixels = pixels.max(2)
+    return pixels > (above if pixels.max(initial=0) > 1 else 0)
+
+
+def mask_png(mask: NDArray[np.bool_]) -> bytes:
+    """A bool ``[h, w]`` as 1-bit PNG."""
+    return png(Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).convert("1", dither=Image.Dither.NONE))
+
+
+def clip_boxes(raw: Sequence[Sequence[float]]) -> tuple[list[list[float]], bool]:
+    """Boxes ``[n, 4]`` clipped to [0, 1], and whether that changed any. Infinite corners are clipped, NaN is an error.
+
+    Raises:
+        ValueError: a box without four numbers, or with NaN.
+    """
+    if any(len(b) != 4 or any(math.isnan(v) for v in b) for b in raw):
+        raise ValueError(f"boxes {raw} are not four numbers each. Get the annotation file again.")
+    boxes = np.array(raw, np.float64).reshape(-1, 4)
+    clipped = np.clip(boxes, 0.0, 1.0)
+    return clipped.tolist(), bool((clipped != boxes).any())
+
+
+def read_table(path: Path, columns: Sequence[str], header: bool = False) -> list[dict[str, str]]:
+    """Rows of a csv by column name, stripped; empty lines are nothing, quoted commas stay, missing last columns are "".
+
+    Args:
+        path: the file; with or without a final newline, LF or CRLF.
+        columns: what its columns are called.
+        header: whether the first line names the columns; then ``columns`` must all be among them.
+
+    Raises:
+        ValueError: a line with more fields than columns, or a header without one of them; names the line.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as f:
+        lines = [(n, [v.strip() for v in line]) for n, line in enumerate(csv.reader(f), start=1) if line]
+    names = list(columns)
+    if header:
+        names = lines[0][1] if lines else []
+        if absent := [c for c in columns if c not in names]:
+            raise ValueError(f"{path} has no column {absent[0]}, only {', '.join(names)}. Is it the official file?")
+        lines = lines[1:]
+    for n, line in lines:
+        if len(line) > len(names):
+            raise ValueError(f"{path}, line {n}: expected {','.join(names)}, got {line}. Quote what holds a comma.")
+    return [dict(zip(names, line + [""] * (len(names) - len(line)), strict=True)) for _, line in lines]
+
+
+def read_ids(path: Path) -> set[str]:
+    """Ids ``<YouTube id>_<start, 6 digits>`` of the first column of a list, with or without further
+    columns."""
+    with path.open(newline="", encoding="utf-8") as f:
+        return {line[0].strip() for line in csv.reader(f) if line and line[0].strip()}
+
+
+def read_tags(options: Sequence[str]) -> dict[str, set[str]]:
+    """``TAG=FILE`` options to the ids that carry each tag.
+
+    Raises:
+        ValueError: an option of another form.
+    """
+    pairs = [option.partition("=") for option in options]
+    if bad := [option for option, (tag, _, file) in zip(options, pairs, strict=True) if not (tag and file)]:
+        raise ValueError(f"--tag {bad[0]} is not of the form TAG=FILE, e.g. heard=vggss_heard_test.csv")
+    return {tag: read_ids(Path(file)) for tag, _, file in pairs}
+
+
+def no_twins(ids: Iterable[str], where: Path | str) -> None:
+    """Refuse ids that occur twice.
+
+    Raises:
+        ValueError: names the first of them.
+    """
+    twins = [id for id, n in Counter(ids).items() if n > 1]
+    if twins:
+        shown = ", ".join(twins[:5]) + (", ..." if len(twins) > 5 else "")
+        raise ValueError(f"{where}: {len(twins)} ids occur more than once ({shown}). Get the official file again.")
+
+
+def files_by_stem(folder: Path, suffixes: Sequence[str] = PICTURES) -> dict[str, Path]:
+    """Files of a folder by name without suffix, sorted; {} when the folder is absent.
+
+    Raises:
+        ValueError: two files of one stem, e.g. ``a.jpg`` and ``a.png``.
+    """
+    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
+    no_twins((p.stem for p in paths), folder)
+    return {p.stem: p for p in paths}
+
+
+def unlisted(dataset: str, found: Iterable[str], listed: Iterable[str], what: str = "picture") -> list[Skipped]:
+    """Media that no annotation row speaks of, for `Plan.missing`."""
+    return [
+        Skipped(sample_key(dataset, id), f"no annotation row for this {what}") for id in sorted({*found} - {*listed})
+    ]

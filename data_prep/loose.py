@@ -1,0 +1,75 @@
+"""What converters of loose pictures and sounds share: sub-folders of a release, and their files by stem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from avloc.data.media import MediaError
+from data_prep.common import PICTURES, SOUNDS, files_by_stem
+
+__all__ = ["Files", "existing", "pictures", "sounds", "subfolder"]
+
+
+def subfolder(media: Path, names: Sequence[str], what: str) -> Path:
+    """The first of the folders that is there.
+
+    Raises:
+        ValueError: none is; names them all.
+    """
+    for name in names:
+        if (media / name).is_dir():
+            return media / name
+    raise ValueError(f"{media} holds no folder {' or '.join(names)} with the {what}s. Unpack the whole release there.")
+
+
+class Files:
+    """The files of a folder by name without suffix; the folder is listed once.
+
+    Args:
+        folder: must be there.
+        what: what they are, for messages (``picture``).
+        suffixes: that count.
+
+    Raises:
+        ValueError: two files of one stem.
+    """
+
+    def __init__(self, folder: Path, what: str, suffixes: Sequence[str]) -> None:
+        self.folder, self.what, self.suffix = folder, what, suffixes[0]
+        self.stems = files_by_stem(folder, suffixes)
+
+    def find(self, stem: str) -> Path:
+        """The file of that stem.
+
+        Raises:
+            MediaError: it is not there.
+        """
+        if stem not in self.stems:
+            path = self.folder / f"{stem}{self.suffix}"
+            raise MediaError(f"{self.what} missing: {path} is not there, nor under another suffix.")
+        return self.stems[stem]
+
+
+def existing(folder: Path, name: str, what: str) -> Path:
+    """A file by its relative name, as an annotation gives it.
+
+    Raises:
+        MediaError: it is not there.
+        ValueError: the name leads out of the folder.
+    """
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ValueError(f"{name!r} leads out of {folder}: that is no official annotation. Get it again.")
+    if not (folder / name).is_file():
+        raise MediaError(f"{what} missing: {folder / name} is not there")
+    return folder / name
+
+
+def pictures(media: Path, *names: str, what: str = "picture") -> Files:
+    """Pictures of the first sub-folder that is there. Raises as `subfolder` and `Files`."""
+    return Files(subfolder(media, names, what), what, PICTURES)
+
+
+def sounds(media: Path, *names: str) -> Files:
+    """Sounds of the first sub-folder that is there. Raises as `subfolder` and `Files`."""
+    return Files(subfolder(media, names, "sound"), "sound", SOUNDS)
