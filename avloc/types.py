@@ -73,8 +73,9 @@ class AVBatch:
         image: uint8 ``[B, 3, H, W]``, RGB (``[B, F, 3, H, W]`` when ``InputSpec.frames`` F > 1).
         audio: float32 ``[B, T]`` in [-1, 1] at the method's sample rate.
         index: int64 ``[B]``, place of the sample in its evaluation set; -1 in training.
-        truth: float32 ``[B, S, G, G]`` in [0, 1], ground-truth map of each source, or None.
-        semantic: int64 ``[B, G, G]``, class of each pixel with 0 for background and 255 for "do not score", or None.
+        truth: float32 ``[B, S, G, G']``, ground-truth map of each source, or None; in [0, 1] (overlapping boxes that a
+            published reading does not clip exceed 1); G' = n G for n pictures side by side.
+        semantic: int64 ``[B, G, G']``, class of each pixel with 0 for background and 255 for "do not score", or None.
         class_id: int64 ``[B, S]``, -1 where unknown, or None.
         sounding: bool ``[B]``, False where the true map is the zero map, or None.
         label: class names of each sample's sources.

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import logging
 import tarfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
+from avloc.data.labels import LABEL_SPACES
 from avloc.data.schema import Record, Sample, SampleError
 from avloc.data.shards import ShardError, check_member, read_index, remote
-from avloc.data.transforms import Item, make_item, make_sound
+from avloc.data.transforms import Floats, Item, make_item, make_sound, make_truth, sample_rng
 from avloc.types import InputSpec
 
-__all__ = ["EvalSet", "StridedSampler"]
+__all__ = ["ROWS", "EvalSet", "Sound", "StridedSampler"]
 
 log = logging.getLogger(__name__)
 
+Sound = Literal["own", "shuffled", "silence", "noise"]
+ROWS = {"own": "model", "shuffled": "shuffled sound", "silence": "silenced", "noise": "noise"}
+NOISE_RMS = 0.1
+IGNORE = 255  # of semantic maps: not to be scored
+
 
 class EvalSet(Dataset[Item]):
-    """The scored units of a set, map-style: with ``spec.frames`` 1, every annotated frame of every record.
+    """The scored units of a set, map-style: with ``spec.frames`` 1, every annotated frame of every record, under the
+    record's own sound and under each of its conditions. A duet is one unit.
 
     Tar headers and every ``meta.json`` are read once, here; media when a unit is asked for. Collate its items
     with `avloc.data.transforms.collate`.
@@ -34,15 +42,22 @@ class EvalSet(Dataset[Item]):
         spec: what the method wants.
         tags: only records with all of these.
         truth_size: side G of the ground-truth maps.
-        shuffle_sound: a seed gives every record the sound of another one, of another class wherever that is
-            possible: the control for a method that does not listen.
+        sound: what is heard in every unit, whatever its condition. ``shuffled`` gives every record the sound of
+            another one, of another class wherever that is possible; ``silence`` is zeros; ``noise`` is Gaussian
+            of rms 0.1, clipped to [-1, 1]: the controls for a method that does not listen.
+        seed: of the shuffle, and of the noise together with the unit's key.
         allow_missing: how many broken units are tolerated. Such a unit becomes a blank row with ``index`` -1,
             which must not be scored, and is listed in `missing`. Counted per process.
+        calibration: whether thresholds are chosen on this set instead of scored.
         name: what results are called by; the set's own name by default.
 
+    Attributes:
+        row: row of the results that the set fills, by ``sound``: "model", "shuffled sound", "silenced" or "noise".
+
     Raises:
-        ShardError: the index or a shard is unreadable or damaged, no record has the tags, or too few records
-            to shuffle.
+        ShardError: the index or a shard is unreadable or damaged, a key occurs twice, there is no record or none
+            with the tags, too few records to shuffle, only some units have a semantic map, or rows of different
+            numbers of pictures.
         SampleError: a ``meta.json`` is invalid.
     """
 
@@ -52,8 +67,10 @@ class EvalSet(Dataset[Item]):
         spec: InputSpec,
         tags: tuple[str, ...] = (),
         truth_size: int = 224,
-        shuffle_sound: int | None = None,
+        sound: Sound = "own",
+        seed: int = 0,
         allow_missing: int = 0,
+        calibration: bool = False,
         name: str | None = None,
     ) -> None:
         if remote(str(index_path)):
@@ -61,15 +78,25 @@ class EvalSet(Dataset[Item]):
         self.spec, self.truth_size, self.allow_missing = spec, truth_size, allow_missing
         self.index = read_index(index_path)
         self.name = name or self.index.dataset
-        self.shuffled = shuffle_sound is not None
+        self.sound, self.seed, self.row = sound, seed, ROWS[sound]
+        self.calibration = calibration
         self.records: list[Record] = []
         self.places: list[dict[str, tuple[int, int, int]]] = []  # member -> shard, offset, bytes
+        seen: dict[str, str] = {}
         for shard in range(len(self.index.shards)):
-            self._scan(shard, set(tags))
+            self._scan(shard, set(tags), seen)
+        if not seen:
+            raise ShardError(f"{self.name}: {index_path} lists no record at all. Run data_prep again with its media.")
         if not self.records:
             raise ShardError(f"{self.name}: no record has the tags {', '.join(tags)}. Check them for a misspelling.")
-        self.units = [(r, frame) for r in range(len(self.records)) for frame in self._scored(r)]
-        self.partner = derangement(self.records, shuffle_sound) if shuffle_sound is not None else None
+        self.units = [
+            (r, frame, condition)
+            for r, record in enumerate(self.records)
+            for condition in ["", *record.conditions]
+            for frame in self._scored(r)
+        ]
+        self._check_alike()
+        self.partner = derangement(self.records, seed) if sound == "shuffled" else None
         self._missing = torch.zeros(len(self.units), dtype=torch.bool).share_memory_()  # seen by all workers
         self._files: dict[int, Any] = {}
 
@@ -87,30 +114,104 @@ class EvalSet(Dataset[Item]):
         return [self.key(i) for i in self._missing.nonzero().flatten().tolist()]
 
     def key(self, i: int) -> str:
-        """Name of unit i: the record's key, with ``.f<frame>`` where several frames of it are scored."""
-        record, frame = self.units[i]
+        """Name of unit i: the record's key, with ``.f<frame>`` where several frames of it are scored, and
+        ``@<kind>`` under a condition."""
+        record, frame, condition = self.units[i]
         several = len(self._scored(record)) > 1
-        return self.records[record].key + (f".f{frame}" if several else "")
+        name = self.records[record].key + (f".f{frame}" if several else "")
+        return f"{name}@{condition}" if condition else name
 
     def sample(self, record: int) -> Sample:
         """A record with the bytes of all of its members."""
         return Sample(self.records[record], {m: self._read(*place) for m, place in self.places[record].items()})
 
     def __getitem__(self, i: int) -> Item:
-        record, frame = self.units[i]
+        record, frame, condition = self.units[i]
         try:
-            sound = None if self.partner is None else make_sound(self.sample(self.partner[record]), self.spec)
-            item = make_item(self.sample(record), self.spec, frame, truth_size=self.truth_size, sound=sound)
+            item = make_item(
+                self.sample(record),
+                self.spec,
+                frame,
+                truth_size=self.truth_size,
+                sound=self._control(i),
+                condition=condition,
+            )
             item.index = i
         except SampleError as e:
             item = self._blank(i, e)
         item.key = self.key(i)
         return item
 
+    def mean_truth(self, rank: int = 0, world: int = 1) -> tuple[Tensor, int]:
+        """Sum of the true maps of this process's share of the units, ``range(rank, n, world)``: summed over all
+        processes and divided, it is the map that knows where things usually are. Reads masks alone.
+
+        Units under a condition, whose map is that of the record's own sound, and units without a map are left
+        out, and so are broken ones where ``allow_missing`` permits any.
+
+        Returns:
+            sum: float64 ``[G, G]``, ``[G, n G]`` for duets, of each unit's union over its sources.
+            count: number of maps in the sum.
+
+        Raises:
+            SampleError: a mask is missing or broken, and no unit may be missing.
+        """
+        total = torch.zeros(self.truth_size, self.truth_size * self.records[0].tiles, dtype=torch.float64)
+        count = 0
+        for i in range(rank, len(self.units), world):
+            record, frame, condition = self.units[i]
+            if condition or not self.records[record].has_maps:
+                continue
+            try:
+                truth = make_truth(self.sample(record), self.spec, frame, self.truth_size)
+            except SampleError:
+                if not self.allow_missing:
+                    raise
+                continue
+            assert truth is not None
+            total += torch.from_numpy(truth.max(0))
+            count += 1
+        return total, count
+
+    @property
+    def notes(self) -> list[str]:
+        """Known defects of the source, and what its converter did about them."""
+        return self.index.notes
+
+    @property
+    def semantic_offset(self) -> int:
+        """What is added to a class id for its number in semantic maps, where 0 is the background: 1 unless the label
+        space counts the background itself."""
+        spaces = {t.label_space for record in self.records for t in record.targets}
+        return 0 if any(LABEL_SPACES.get(s, ("",))[0] == "background" for s in spaces) else 1
+
+    def class_counts(self) -> dict[int, int]:
+        """How many records have a target of each known class, in the order of the classes; no media are read."""
+        counts = Counter(c for record in self.records for c in {t.class_id for t in record.targets} if c >= 0)
+        return dict(sorted(counts.items()))
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": {}}  # file handles stay in their process
 
+    def _control(self, i: int) -> Floats | None:
+        """What is heard instead of the unit's own sound; None to hear that."""
+        if self.partner is not None:
+            return make_sound(self.sample(self.partner[self.units[i][0]]), self.spec)
+        if self.sound == "silence":
+            return np.zeros(self.spec.samples, np.float32)
+        if self.sound == "noise":
+            wave = NOISE_RMS * sample_rng(self.seed, 0, self.key(i)).standard_normal(self.spec.samples)
+            return wave.clip(-1, 1).astype(np.float32)
+        return None
+
     def _scored(self, record: int) -> list[int]:
+        if self.records[record].tiles > 1:
+            if self.spec.frames > 1:
+                raise ShardError(
+                    f"{self.name}: {self.records[record].key} is a row of pictures, the method takes "
+                    f"{self.spec.frames} frames at once; such a set is scored with InputSpec.frames 1."
+                )
+            return [0]
         frames = [f for f, frame in enumerate(self.records[record].frames) if frame.annotated] or [0]
         if self.spec.frames > 1 and len(frames) > 1:
             raise ShardError(
@@ -119,7 +220,28 @@ class EvalSet(Dataset[Item]):
             )
         return frames
 
-    def _scan(self, shard: int, tags: set[str]) -> None:
+    def _check_alike(self) -> None:
+        """Batches need units of one kind, whichever come together."""
+        first = self.records[0]
+        for record, frame, _ in self.units:
+            other = self.records[record]
+            if other.tiles != first.tiles:
+                raise ShardError(
+                    f"{self.name}: {first.key} shows {first.tiles} pictures side by side, {other.key} {other.tiles}. "
+                    "Write them as sets of their own."
+                )
+            if self._has_semantic(record, frame) != self._has_semantic(*self.units[0][:2]):
+                raise ShardError(
+                    f"{self.name}: of {first.key} and {other.key} (frame {frame}), only one has a semantic map. "
+                    "Write maps of all annotated frames, or of none."
+                )
+
+    def _has_semantic(self, record: int, frame: int) -> bool:
+        frames = self.records[record].frames
+        return bool(frames) and frames[frame].semantic is not None
+
+    def _scan(self, shard: int, tags: set[str], seen: dict[str, str]) -> None:
+        """Find the records of a shard; ``seen`` tells the shards of the keys before."""
         path, entry = Path(self.index.locate(shard)), self.index.shards[shard]
         found: defaultdict[str, dict[str, tuple[int, int, int]]] = defaultdict(dict)
         try:
@@ -141,6 +263,12 @@ class EvalSet(Dataset[Item]):
                 _, offset, size = places.pop("meta.json")
                 f.seek(offset)
                 record = Record.from_json(f.read(size))
+                if record.key in seen:
+                    raise ShardError(
+                        f"{self.name}: key {record.key} occurs twice, in {seen[record.key]} and {path.name}. "
+                        "Every sample counts once: write the set again."
+                    )
+                seen[record.key] = path.name
                 if tags <= set(record.tags):
                     self.records.append(record)
                     self.places.append(places)
@@ -160,18 +288,21 @@ class EvalSet(Dataset[Item]):
                 f"{self.name}: {error} An evaluation counts every sample; set allow_missing above "
                 f"{self.allow_missing} to go on without some, and the report will say how many."
             ) from error
-        record, size, spec = self.records[self.units[i][0]], self.spec.image_size, self.spec
-        shape = (3, size, size) if spec.frames == 1 else (spec.frames, 3, size, size)
-        no_truth = record.map_rule == "none" and record.sounding
-        empty = np.zeros((max(1, len(record.targets)), self.truth_size, self.truth_size), np.float32)
+        number, frame, condition = self.units[i]
+        record, size, G, n = self.records[number], self.spec.image_size, self.truth_size, self.records[number].tiles
+        width = n * size if self.spec.duet == "wide" else size
+        shape = (3, size, width) if self.spec.frames == 1 else (self.spec.frames, 3, size, size)
+        sources = max(n, len(record.targets))
         return Item(
             key=record.key,
             image=np.zeros(shape, np.uint8),
-            audio=np.zeros(spec.samples, np.float32),
-            truth=None if no_truth else empty,
+            audio=np.zeros(self.spec.samples, np.float32),
+            truth=np.zeros((sources, G, n * G), np.float32) if record.has_maps else None,
+            semantic=np.full((G, n * G), IGNORE, np.int64) if self._has_semantic(number, frame) else None,
             class_id=[-1] * len(record.targets),
             label=[""] * len(record.targets),
             sounding=False,
+            negative=condition,
         )
 
 

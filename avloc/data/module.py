@@ -6,13 +6,13 @@ import multiprocessing
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from avloc.data.indexed import EvalSet, StridedSampler
+from avloc.data.indexed import EvalSet, Sound, StridedSampler
 from avloc.data.shards import ShardError, read_index, remote
 from avloc.data.stream import ResumableLoader, TrainStream
 from avloc.data.transforms import collate
@@ -21,7 +21,19 @@ from avloc.types import InputSpec
 __all__ = ["AVDataModule"]
 
 WORLD = "world"  # the embedded world, made on the fly
-CONVERTERS = {"vggss": "vggsound"}  # sets whose converter has another name
+CONVERTERS = {
+    "vggss": "vggsound",
+    "avs_s4_box": "avs_s4",
+    "avs_ms3_box": "avs_ms3",
+    "avs_robust_s4": "avs_robust",
+    "avs_robust_ms3": "avs_robust",
+    "is3_seg": "is3",
+    "vpo_ss_seg": "vpo_ss",
+    "vpo_ms_seg": "vpo_ms",
+    "ade20k_sound_box": "ade20k_sound",
+    "vgg_single": "vgg_duet",
+}  # sets whose converter has another name
+TRUTH_SIZE = 224  # side of the ground-truth grid in every published evaluator
 
 
 class AVDataModule(LightningDataModule):
@@ -38,15 +50,20 @@ class AVDataModule(LightningDataModule):
         train: training set.
         val: validation sets, in dataloader order.
         test: test sets, in dataloader order; also those of ``predict``.
+        calibration: sets that precede the test sets when those are tested: a universal threshold is chosen on
+            them.
         root: folder of the sets; ``$AVLOC_DATA``, else ``./data``.
         batch_size: training samples of a step over all processes, whose number must divide it: the same YAML
             means the same step on one GPU and on two.
         eval_batch_size: evaluation samples per process.
         num_workers: loader processes per process.
-        seed: of order, augmentation and shuffled sounds.
+        seed: of order, augmentation and sound controls.
         shuffle_buffer: window of the training shuffle, records per worker; each waits in memory as its
             encoded bytes.
-        shuffled_sound: follow each test set by a twin whose sounds are shuffled.
+        sound_controls: follow each test set by a twin for each of these, whose sounds are shuffled, silent, or
+            noise.
+        truth: training batches carry ground-truth and semantic maps, cropped and flipped like the pictures: for
+            supervised methods.
         input_spec: what a method wants; by default what the trained or tested method declares.
         allow_missing: broken samples tolerated per evaluation set and process.
     """
@@ -56,21 +73,24 @@ class AVDataModule(LightningDataModule):
         train: str | None = None,
         val: list[str] | None = None,
         test: list[str] | None = None,
+        calibration: list[str] | None = None,
         root: str | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 16,
         num_workers: int = 4,
         seed: int = 0,
         shuffle_buffer: int = 2000,
-        shuffled_sound: bool = False,
+        sound_controls: list[Literal["shuffled", "silence", "noise"]] | None = None,
+        truth: bool = False,
         input_spec: InputSpec | None = None,
         allow_missing: int = 0,
     ) -> None:
         super().__init__()
-        self.train, self.val, self.test = train, val or [], test or []
+        self.train, self.val, self.test, self.calibration = train, val or [], test or [], calibration or []
         self.root = Path(root or os.environ.get("AVLOC_DATA") or "data")
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
-        self.seed, self.shuffle_buffer, self.shuffled_sound = seed, shuffle_buffer, shuffled_sound
+        self.seed, self.shuffle_buffer, self.truth = seed, shuffle_buffer, truth
+        self.sound_controls = sound_controls or []
         self.input_spec, self.allow_missing = input_spec, allow_missing
         self.train_stream: TrainStream | None = None
         self.val_sets: list[EvalSet] = []
@@ -79,7 +99,7 @@ class AVDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Render the embedded world where it is asked for and absent."""
         sets = [self.train and named_split(self.train, "train")]
-        sets += [named_split(name, "test") for name in (*self.val, *self.test)]
+        sets += [named_split(name, "test") for name in (*self.val, *self.test, *self.calibration)]
         splits = [split for dataset, split in filter(None, sets) if dataset == WORLD]
         if splits:
             from avloc.world import ensure
@@ -102,12 +122,15 @@ class AVDataModule(LightningDataModule):
                 workers=self.num_workers,
                 seed=self.seed,
                 buffer=self.shuffle_buffer,
+                truth_size=TRUTH_SIZE if self.truth else None,
             )
         if stage in ("fit", "validate") and not self.val_sets:
             self.val_sets = [self.eval_set(n) for n in self.val]
-        if stage in ("test", "predict") and not self.test_sets:
-            twins = [None, self.seed] if self.shuffled_sound else [None]
-            self.test_sets = [self.eval_set(n, shuffle) for n in self.test for shuffle in twins]
+        if stage in ("test", "predict"):
+            sounds: list[Sound] = ["own", *self.sound_controls]
+            first = self.calibration if stage == "test" else []
+            self.test_sets = [self.eval_set(n, calibration=True) for n in first]
+            self.test_sets += [self.eval_set(n, sound) for n in self.test for sound in sounds]
 
     def per_process(self) -> int:
         """Training samples of a step on each process.
@@ -145,18 +168,21 @@ class AVDataModule(LightningDataModule):
         if not path.is_file():
             raise ShardError(
                 f"Set {name!r}: {path} is missing. Write it with "
-                f"`python -m data_prep.{CONVERTERS.get(dataset, dataset)} --out {self.root} ...` (--help), "
+                f"`python -m data_prep.{converter(dataset)} --out {self.root} ...` (--help), "
                 "or set root or $AVLOC_DATA to the folder that holds it."
             )
         return str(path)
 
-    def eval_set(self, name: str, shuffle_sound: int | None = None) -> EvalSet:
+    def eval_set(self, name: str, sound: Sound = "own", calibration: bool = False) -> EvalSet:
         """The evaluation set of that name, called ``name`` in results."""
         return EvalSet(
             self.find(name, "test"),
             self.spec,
             tags=() if is_index(name) else tuple(name.split("/")[1:]),
-            shuffle_sound=shuffle_sound,
+            truth_size=TRUTH_SIZE,
+            sound=sound,
+            seed=self.seed,
+            calibration=calibration,
             allow_missing=self.allow_missing,
             name=None if is_index(name) else name,
         )
@@ -230,3 +256,8 @@ def named_split(name: str, split: str) -> tuple[str, str]:
         return "", ""
     dataset, _, own = name.split("/")[0].partition(":")
     return dataset, own or split
+
+
+def converter(dataset: str) -> str:
+    """Name of the module of ``data_prep`` that writes a set; training lists of VGGSound are named by their user."""
+    return "vggsound" if dataset.startswith("vggsound") else CONVERTERS.get(dataset, dataset)

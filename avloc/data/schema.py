@@ -11,6 +11,7 @@ import json
 import math
 import re
 import types
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -32,11 +33,14 @@ __all__ = [
 SCHEMA_VERSION = 1
 NAME = re.compile(r"[a-z0-9_]+")
 MEMBER = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+")
+MASK = re.compile(r"m\.f(\d+)\..*")
+MOST_TILES = 4  # pictures of a duet
 
-MapRule = Literal["union", "consensus2", "mask", "none"]
+MapRule = Literal["union", "consensus2", "sum", "mask", "none"]
 Role = Literal["source", "mixture", "partner", "negative"]
 RawFormat = Literal["xyxy_norm", "xywh_norm", "xyxy_224_excl", "xyxy_224_incl", "xyxy_256"]
 NegativeKind = Literal["silence", "noise", "offscreen", "mismatch", "natural"]
+Condition = Literal["", "silence", "noise", "offscreen", "mismatch", "natural"]
 
 
 class SampleError(ValueError):
@@ -58,6 +62,8 @@ class Frame:
         src_width, src_height: pixels of the source; 0 where unknown.
         t: seconds from the start of the clip.
         annotated: whether the targets speak of this frame.
+        semantic: member ``sem.f<i>.png``, an index map of 8 or 16 bits: 0 background, 255 "do not score"; None
+            for none.
     """
 
     member: str
@@ -67,6 +73,7 @@ class Frame:
     src_height: int = 0
     t: float = 0.0
     annotated: bool = False
+    semantic: str | None = None
 
 
 @dataclass
@@ -82,6 +89,9 @@ class Audio:
         duration: seconds; 0 where unknown.
         rate: Hz.
         channels: 1 or 2.
+        kind: for a ``negative`` sound of a positive record: the condition that it makes. The record is scored
+            once with its own sound and once under each condition, against the same map (AVSBench-Robust,
+            ``facts/datasets.md`` section 2.14).
     """
 
     member: str | None
@@ -91,6 +101,7 @@ class Audio:
     duration: float = 0.0
     rate: int = 16000
     channels: int = 1
+    kind: Condition = ""
 
 
 @dataclass
@@ -105,7 +116,8 @@ class Target:
         boxes: ``[n, 4]`` x0, y0, x1, y1 as fractions of the frame, clipped to [0, 1].
         boxes_raw: ``[n, 4]`` as published, in ``raw_format``; None where not finite or absurd.
         annotator: ``[n]`` who drew each box.
-        masks: member names ``m.f<i>.t<t>.png``; a frame without one is not annotated, all zero is empty.
+        masks: member names ``m.f<i>.t<t>.png``; a frame without one is not annotated, all zero is empty. A mask
+            covers the whole frame, whatever its own size.
     """
 
     class_id: int = -1
@@ -156,7 +168,10 @@ class Provenance:
 
 @dataclass
 class Record:
-    """One scored or trained unit: a picture (or a short sequence), one sound condition, its targets.
+    """One scored or trained unit: a picture (or a short sequence), its sounds, its targets.
+
+    A record of several frames and several ``source`` sounds is a duet: two to four pictures that are laid side
+    by side under the sum of their sounds; ``audios[t]`` and ``targets[t]`` belong to ``frames[t]``.
 
     Attributes:
         dataset: lower-case name of the set.
@@ -200,7 +215,28 @@ class Record:
     def members(self) -> list[str]:
         """Names of the members that this record promises, ``meta.json`` aside."""
         names = [f.member for f in self.frames] + [a.member for a in self.audios if a.member]
-        return names + [m for t in self.targets for m in t.masks]
+        names += [m for t in self.targets for m in t.masks]
+        return names + [f.semantic for f in self.frames if f.semantic]
+
+    @property
+    def tiles(self) -> int:
+        """How many pictures lie side by side in what is seen: those of a duet, else 1."""
+        return len(self.frames) if len(self.frames) > 1 and self._sources() > 1 else 1
+
+    @property
+    def conditions(self) -> list[str]:
+        """Kinds of the sounds that replace its own: the record is scored under each of them too."""
+        return [a.kind for a in self.audios if a.kind]
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether there are ground-truth maps, be they empty."""
+        return self.map_rule != "none" or self.is_empty
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the true map is the zero map because nothing in the picture sounds."""
+        return not self.sounding and not (self.negative and self.negative.original_target)
 
     @property
     def label(self) -> str:
@@ -214,7 +250,11 @@ class Record:
             SchemaError: the record would not be accepted by `from_json`.
         """
         self.validate()
-        return json.dumps({"schema": self.schema} | asdict(self), allow_nan=False, ensure_ascii=False)
+        data = {"schema": self.schema} | asdict(self)
+        # Younger than the first shards, whose bytes must not change: left out where they say nothing.
+        data["frames"] = [without(f, "semantic") for f in data["frames"]]
+        data["audios"] = [without(a, "kind") for a in data["audios"]]
+        return json.dumps(data, allow_nan=False, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Record:
@@ -262,6 +302,11 @@ class Record:
         need(bool(self.id), "id", "must not be empty.")
         for name in self.members:
             need(bool(MEMBER.fullmatch(name)), f"member {name!r}", "name members like f0.jpg, without folders.")
+        for i, frame in enumerate(self.frames):
+            name = f"sem.f{i}.png"
+            need(frame.semantic in (None, name), f"frames[{i}].semantic", f"name this frame's index map {name}.")
+        self._check_conditions(need)
+        self._check_duet(need)
         for i, target in enumerate(self.targets):
             at = f"targets[{i}]"
             need(-1 <= target.audio < len(self.audios), f"{at}.audio", "must be a place in audios, or -1.")
@@ -283,6 +328,46 @@ class Record:
                 f"{at}.annotator",
                 "must match boxes one to one.",
             )
+            frames = [int(m[1]) for name in target.masks if (m := MASK.fullmatch(name))]
+            need(max(frames, default=-1) < len(self.frames), f"{at}.masks", "names a frame that is not in frames.")
+
+    def _check_conditions(self, need: Callable[[bool, str, str], None]) -> None:
+        for i, audio in enumerate(self.audios):
+            at = f"audios[{i}].kind"
+            need(not audio.kind or audio.role == "negative", at, "only a sound of the role negative has a kind.")
+            need(not audio.kind or self.negative is None, at, "a record that is a negative itself has no conditions.")
+            fits = (audio.member is None) == (audio.kind == "silence")
+            need(not audio.kind or fits, at, "silence has no member, every other condition has one.")
+        need(len(set(self.conditions)) == len(self.conditions), "audios", "no two conditions may be of one kind.")
+
+    def _check_duet(self, need: Callable[[bool, str, str], None]) -> None:
+        n, sounds = self.tiles, self._sources()
+        need(
+            "duet" not in self.tags or sounds in (0, len(self.frames)),
+            "frames",
+            f"is tagged duet with {len(self.frames)} pictures and {sounds} source sounds; a duet of several pictures "
+            "has one sound for each.",
+        )
+        if n == 1:
+            return
+        need(n <= MOST_TILES, "frames", f"a duet has two to {MOST_TILES} pictures, this one has {n}.")
+        paired = [a.role == "source" for a in self.audios] == [True] * n + [False] * (len(self.audios) - n)
+        need(paired, "audios", f"a duet of {n} pictures begins with {n} source sounds, one for each, and has no more.")
+        audios = [t.audio for t in self.targets]
+        need(
+            audios in ([], list(range(n))),
+            "targets",
+            f"a duet of {n} pictures has {n} targets, of which target t is in frame t and has audio t; here the "
+            f"targets' audios are {audios}.",
+        )
+        for t, target in enumerate(self.targets):
+            own = all(m[1] == str(t) for name in target.masks if (m := MASK.fullmatch(name)))
+            need(own, f"targets[{t}].masks", f"in a duet, target {t} is in frame {t} alone.")
+        semantic = {f.semantic is None for f in self.frames}
+        need(len(semantic) == 1, "frames", "either every picture of a duet has a semantic map or none has.")
+
+    def _sources(self) -> int:
+        return sum(a.role == "source" for a in self.audios)
 
 
 @dataclass
@@ -319,6 +404,11 @@ def sample_key(dataset: str, id: str) -> str:
     A dot would end the key (webdataset cuts at the first one), so MS3's ``.mp4_1`` names must lose theirs.
     """
     return f"{dataset}__" + re.sub(r"[^A-Za-z0-9_-]", "-", id)
+
+
+def without(data: dict[str, Any], name: str) -> dict[str, Any]:
+    """``data`` without the field ``name`` if that is empty."""
+    return {k: v for k, v in data.items() if k != name or v}
 
 
 @cache

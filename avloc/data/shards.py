@@ -68,6 +68,7 @@ class Index:
         shards: in the order of their numbers; ``file`` is relative to the index.
         classes: records per class name of their first target.
         licence: of the content.
+        notes: known defects of the source and what its converter did about them.
         schema: version of the records' schema.
         url: where the index was read from.
     """
@@ -78,6 +79,7 @@ class Index:
     shards: list[Shard]
     classes: dict[str, int] = field(default_factory=dict)
     licence: str = ""
+    notes: list[str] = field(default_factory=list)
     schema: int = SCHEMA_VERSION
     url: str = ""
 
@@ -405,6 +407,7 @@ def read_index(url: Path | str) -> Index:
             )
         shards = [Shard(s["file"], s["count"], s["bytes"], s["sha256"]) for s in data["shards"]]
         index = Index(data["dataset"], data["split"], data["count"], shards, data["classes"], data["licence"], url=url)
+        index.notes = [str(note) for note in data.get("notes", [])]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ShardError(
             f"{url} cannot be read as an index of shards ({type(e).__name__}: {e}). "

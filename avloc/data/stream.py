@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -30,7 +31,8 @@ Raw = dict[str, bytes]
 class TrainStream(IterableDataset[AVBatch]):
     """Ready-collated training batches; give it to a ``DataLoader(batch_size=None)``.
 
-    Batches hold no ground-truth map: pictures are cropped and flipped at random.
+    Pictures are cropped and flipped at random, and so are the maps where there are any, by the same draw. Each
+    record is seen once per epoch: of several annotated frames, with ``truth_size``, a random one.
 
     Args:
         index: of the set.
@@ -41,6 +43,8 @@ class TrainStream(IterableDataset[AVBatch]):
         workers: of the loader; 0 and 1 give the same order.
         seed: of order and augmentation.
         buffer: window of the shuffle, records per worker.
+        truth_size: side G of the ground-truth and semantic maps for supervised training; None for no maps. A
+            record without any is a broken one.
 
     Raises:
         ShardError: the set does not fill one batch per process.
@@ -56,8 +60,9 @@ class TrainStream(IterableDataset[AVBatch]):
         workers: int = 0,
         seed: int = 0,
         buffer: int = 2000,
+        truth_size: int | None = None,
     ) -> None:
-        self.index, self.spec, self.rank, self.seed = index, spec, rank, seed
+        self.index, self.spec, self.rank, self.seed, self.truth_size = index, spec, rank, seed, truth_size
         try:
             self.plan = EpochPlan(tuple(s.count for s in index.shards), batch, world, max(1, workers), seed, buffer)
         except ValueError as e:
@@ -159,13 +164,38 @@ class TrainStream(IterableDataset[AVBatch]):
             if "meta.json" not in raw:
                 raise SchemaError(f"{key}: member meta.json is missing. Write its shard again.")
             sample = Sample(Record.from_json(raw["meta.json"]), raw)
-            return make_item(sample, self.spec, rng=sample_rng(self.seed, epoch, key))
+            rng = sample_rng(self.seed, epoch, key)
+            frame = self._frame(sample.record, rng) if self.truth_size else None
+            return make_item(sample, self.spec, frame, rng, self.truth_size)
         except SampleError as e:
             if key not in self.named:
                 self.named.add(key)
                 log.warning("Replaced a broken training sample: %s (shard record %s)", e, key)
             self.broken_by_worker[worker] += 1
             return None
+
+    def _frame(self, record: Record, rng: np.random.Generator) -> int:
+        """The annotated frame that is trained on.
+
+        Raises:
+            SampleError: there is none, or there are no maps.
+            ShardError: several, of which the method would see more than one at once.
+        """
+        frames = [i for i, frame in enumerate(record.frames) if frame.annotated]
+        semantic = bool(frames) and record.frames[frames[0]].semantic is not None
+        if not frames or not (record.has_maps or semantic):
+            raise SampleError(
+                f"{record.key} has no annotated frame with maps, and supervised training needs one. "
+                "Train on another set, or with data.truth false."
+            )
+        if record.tiles > 1:
+            return 0
+        if self.spec.frames > 1 and len(frames) > 1:
+            raise ShardError(
+                f"{record.key} has {len(frames)} annotated frames, the method takes {self.spec.frames} at once; "
+                "supervised training goes frame by frame, with InputSpec.frames 1."
+            )
+        return frames[int(rng.integers(len(frames)))]
 
 
 class ResumableLoader(DataLoader[AVBatch]):

@@ -1,6 +1,7 @@
 """From encoded bytes to what a method is fed, and from boxes and masks to ground-truth maps.
 
-Pictures are resized by Pillow, as in every published code, so that pixels agree. Nothing is normalised here.
+Pictures are resized by Pillow, as in every published code, so that pixels agree. Nothing is normalised here. What
+is cut out of a picture, and mirrored, is a `View`; maps are cut and mirrored by the same one.
 """
 
 from __future__ import annotations
@@ -18,24 +19,47 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import default_collate
 
+from avloc.data.mixtures import per_tile, side_by_side
 from avloc.data.schema import Audio, Record, Sample, SampleError, Target
 from avloc.types import AVBatch, InputSpec
 
 __all__ = [
+    "WHOLE",
     "Item",
+    "View",
     "collate",
     "decode_audio",
     "decode_image",
+    "draw_view",
     "fit_audio",
     "fit_image",
     "make_item",
     "make_sound",
+    "make_truth",
     "sample_rng",
+    "semantic_map",
     "truth_maps",
 ]
 
 Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+@dataclass(frozen=True)
+class View:
+    """What is seen of a picture: scaled to ``width`` x ``height``, the square of ``side`` at (``left``, ``top``) is
+    cut out, and mirrored where ``flip`` says so. All in pixels."""
+
+    width: int
+    height: int
+    left: int
+    top: int
+    side: int
+    flip: bool = False
+
+
+WHOLE = View(1, 1, 0, 0, 1)
 
 
 @dataclass
@@ -47,9 +71,10 @@ class Item:
         image: uint8 ``[3, H, W]``, or ``[F, 3, H, W]``.
         audio: float32 ``[T]``.
         index: place in its evaluation set; -1 in training and for a missing sample.
-        truth: float32 ``[S, G, G]``, or None.
+        truth: float32 ``[S, G, G]``, ``[n, G, n G]`` for a duet of n pictures, or None.
+        semantic: int64 ``[G, G]``, ``[G, n G]`` for a duet, or None.
         class_id, label: of each target.
-        sounding, negative, group, video, caption: as in `AVBatch`.
+        sounding, negative, group, group_size, video, caption: as in `AVBatch`.
     """
 
     key: str
@@ -57,11 +82,13 @@ class Item:
     audio: Floats
     index: int = -1
     truth: Floats | None = None
+    semantic: Integers | None = None
     class_id: list[int] = field(default_factory=list)
     label: list[str] = field(default_factory=list)
     sounding: bool = True
     negative: str = ""
     group: str = ""
+    group_size: int = 1
     video: str = ""
     caption: str = ""
 
@@ -85,30 +112,36 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         raise SampleError(f"{name} cannot be decoded as a picture ({e}). Write its shard again.") from e
 
 
-def fit_image(image: Image.Image, spec: InputSpec, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
-    """The picture as a method wants it.
+def draw_view(size: tuple[int, int], spec: InputSpec, rng: np.random.Generator | None = None) -> View:
+    """What a method sees of a picture.
 
     Args:
-        image: RGB.
-        spec: size, resize, filter, and the training crop and flip.
+        size: width and height of the picture.
+        spec: size, resize, and the training crop and flip.
         rng: draws crop and flip; None for the evaluation view (no ``train_scale``, no flip).
-
-    Returns:
-        uint8 ``[3, image_size, image_size]``, a view of the resized picture; collating copies it.
     """
-    size = spec.image_size
-    scaled = size if rng is None else max(size, int(size * spec.train_scale))
+    side = spec.image_size
+    scaled = side if rng is None else max(side, int(side * spec.train_scale))
     width = height = scaled
     if spec.resize == "crop":
-        short = min(image.size)
-        width, height = (max(scaled, round(side * scaled / short)) for side in image.size)
-    image = image.resize((width, height), FILTERS[spec.interpolation])
+        width, height = (max(scaled, round(length * scaled / min(size))) for length in size)
     if rng is None:
-        left, top = (width - size) // 2, (height - size) // 2
-    else:
-        left, top = int(rng.integers(width - size + 1)), int(rng.integers(height - size + 1))
-    pixels = np.asarray(image)[top : top + size, left : left + size]
-    if rng is not None and rng.random() < spec.train_flip:
+        return View(width, height, (width - side) // 2, (height - side) // 2, side)
+    left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
+    return View(width, height, left, top, side, rng.random() < spec.train_flip)
+
+
+def fit_image(image: Image.Image, spec: InputSpec, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
+    """The picture as a method wants it: `draw_view`, then `seen`."""
+    return seen(image, draw_view(image.size, spec, rng), FILTERS[spec.interpolation])
+
+
+def seen(image: Image.Image, view: View, resampling: Image.Resampling) -> NDArray[np.uint8]:
+    """The view of an RGB picture, uint8 ``[3, side, side]``; of the resized pixels a view too: collating copies
+    it."""
+    pixels = np.asarray(image.resize((view.width, view.height), resampling))
+    pixels = pixels[view.top : view.top + view.side, view.left : view.left + view.side]
+    if view.flip:
         pixels = pixels[:, ::-1]
     return pixels.transpose(2, 0, 1)
 
@@ -171,9 +204,14 @@ def fit_audio(sound: Floats, spec: InputSpec) -> Floats:
     return np.resize(wave, T) if spec.pad == "tile" else np.pad(wave, (0, T - len(wave)))
 
 
-def make_sound(sample: Sample, spec: InputSpec) -> Floats:
+def make_sound(sample: Sample, spec: InputSpec, condition: str = "") -> Floats:
     """What is heard: the plain sum of the record's sources (T-VSL's and CAVP's mixture), or a negative's own
     sound.
+
+    Args:
+        sample: record and bytes.
+        spec: what the method wants.
+        condition: kind of the negative sound to hear instead (`Audio.kind`); "" for the record's own.
 
     Returns:
         float32 ``[T]``. Silence where the record stores none; several loud sources may add up to more than 1.
@@ -185,6 +223,8 @@ def make_sound(sample: Sample, spec: InputSpec) -> Floats:
     heard = [a for a in record.audios if a.role in ("source", "mixture")]
     if record.negative:
         heard = [a for a in record.audios if a.role == "negative"] or heard
+    if condition:
+        heard = [a for a in record.audios if a.kind == condition]
     waves = [fit_audio(_sound(sample, a, spec), spec) for a in heard if a.member]
     return np.sum(waves, axis=0, dtype=np.float32) if waves else np.zeros(spec.samples, np.float32)
 
@@ -202,49 +242,87 @@ def make_item(
     rng: np.random.Generator | None = None,
     truth_size: int | None = None,
     sound: Floats | None = None,
+    condition: str = "",
 ) -> Item:
     """Decode one unit.
 
     Args:
-        sample: record and bytes.
+        sample: record and bytes; of a duet, all pictures are seen, side by side.
         spec: what the method wants; with ``frames`` F > 1, the first F frames, the last repeated if there are
             fewer.
         frame: which frame is seen and scored; None for the first annotated one, or the first.
         rng: training augmentation; None for evaluation.
         truth_size: side G of the ground-truth map; None for no map.
         sound: hear this instead, float32 ``[T]``.
+        condition: kind of the negative sound that is heard instead of the record's own; the maps stay.
 
     Raises:
-        SampleError: something is missing or broken; names record and member.
+        SampleError: something is missing or broken, or a duet is to be seen as a sequence; names record and
+            member.
     """
     record = sample.record
-    if len(record.frames) > 1 and sum(a.role == "source" for a in record.audios) > 1:
-        raise SampleError(
-            f"{sample.key} is a duet of {len(record.frames)} pictures with sounds, which this version "
-            "does not read. Leave such sets out."
-        )
-    if not record.frames:
-        raise SampleError(f"{sample.key} has no frame. Leave it out when the shards are written.")
     scored = first_scored(record) if frame is None else frame
-    images = []
-    for i in [scored] if spec.frames == 1 else range(spec.frames):
-        member = record.frames[min(i, len(record.frames) - 1)].member
-        images.append(decode_image(sample.member(member), f"{sample.key}.{member}"))
-    views = [fit_image(image, spec, r) for image, r in zip(images, same(rng, len(images)), strict=True)]
+    frames = frames_seen(sample, spec, scored)
+    members = [record.frames[i].member for i in frames]
+    images = [decode_image(sample.member(m), f"{sample.key}.{m}") for m in members]
+    # The frames of a clip are cropped and flipped alike, the pictures of a duet each in its own way.
+    rngs = [rng] * len(images) if record.tiles > 1 else same(rng, len(images))
+    views = [draw_view(image.size, spec, r) for image, r in zip(images, rngs, strict=True)]
+    resampling = FILTERS[spec.interpolation]
+    pictures = [seen(image, view, resampling) for image, view in zip(images, views, strict=True)]
+    if record.tiles > 1:
+        image = side_by_side(pictures, resampling if spec.duet == "squash" else None)
+    else:
+        image = pictures[0] if spec.frames == 1 else np.stack(pictures)
+        views = [views[frames.index(scored)] if scored in frames else views[-1]]
     text = record.text.get("image") or record.text.get("audio") or ""
     return Item(
         key=sample.key,
-        image=views[0] if spec.frames == 1 else np.stack(views),
-        audio=make_sound(sample, spec) if sound is None else sound,
-        truth=None if truth_size is None else truth_maps(sample, scored, truth_size),
+        image=image,
+        audio=make_sound(sample, spec, condition) if sound is None else sound,
+        truth=None if truth_size is None else truth_maps(sample, scored, truth_size, views),
+        semantic=None if truth_size is None else semantic_map(sample, scored, truth_size, views),
         class_id=[t.class_id for t in record.targets],
         label=[t.class_name for t in record.targets],
-        sounding=record.sounding,
-        negative=record.negative.kind if record.negative else "",
+        sounding=record.sounding and not condition,
+        negative=condition or (record.negative.kind if record.negative else ""),
         group=record.group or "",
+        group_size=record.group_size,
         video=record.video or "",
         caption=text if isinstance(text, str) else "",
     )
+
+
+def make_truth(sample: Sample, spec: InputSpec, frame: int, size: int) -> Floats | None:
+    """The ``truth`` of a unit as `make_item` gives it for evaluation, without decoding picture and sound.
+
+    Raises:
+        SampleError: something is missing or broken.
+    """
+    record = sample.record
+    views = []
+    for i in range(record.tiles) if record.tiles > 1 else [frame]:
+        shape = (1, 1)
+        if spec.resize == "crop":
+            member = record.frames[i].member
+            shape = decode_image(sample.member(member), f"{sample.key}.{member}").size
+        views.append(draw_view(shape, spec))
+    return truth_maps(sample, frame, size, views)
+
+
+def frames_seen(sample: Sample, spec: InputSpec, scored: int) -> list[int]:
+    """Places in ``record.frames`` of the pictures that are decoded."""
+    record = sample.record
+    if not record.frames:
+        raise SampleError(f"{sample.key} has no frame. Leave it out when the shards are written.")
+    if record.tiles > 1:
+        if spec.frames > 1:
+            raise SampleError(
+                f"{sample.key} is a duet of {record.tiles} pictures, which lie side by side, but the method takes "
+                f"{spec.frames} frames at once. Such a set needs InputSpec.frames 1."
+            )
+        return list(range(record.tiles))
+    return [min(i, len(record.frames) - 1) for i in ([scored] if spec.frames == 1 else range(spec.frames))]
 
 
 def same(rng: np.random.Generator | None, n: int) -> list[np.random.Generator | None]:
@@ -259,77 +337,125 @@ def first_scored(record: Record) -> int:
     return next((i for i, f in enumerate(record.frames) if f.annotated), 0)
 
 
-def truth_maps(sample: Sample, frame: int, size: int = 224) -> Floats | None:
-    """Ground-truth maps of a frame by the record's ``map_rule``, one per target.
+def truth_maps(sample: Sample, frame: int, size: int = 224, views: Sequence[View] | None = None) -> Floats | None:
+    """Ground-truth maps by the record's ``map_rule``, one per target, of what is seen.
 
     Published evaluators multiply coordinates by the grid, truncate towards zero, and fill half-open
     rectangles (``facts/datasets.md`` section 1). ``union``: 1 inside of any box of the target.
     ``consensus2``: half the number of boxes, at most 1 (section 2.5; boxes are counted, not annotators).
-    ``mask``: nearest resize, then ``> 0``.
+    ``sum``: the number of boxes, which exceeds 1 where they overlap (T-VSL and AVGN do not clip, section 2.16; for
+    published readings only). ``mask``: nearest resize, then ``> 0``.
 
     Args:
         sample: record and bytes; the latter for ``mask`` only.
-        frame: place in ``record.frames``.
+        frame: place in ``record.frames``; a duet has maps of all of its pictures.
         size: side G of the map.
+        views: what is seen of the picture, or of each picture of a duet; all of it by default.
 
     Returns:
-        float32 ``[S, G, G]``; all zero where nothing sounds (unless the negative is scored against its
-        positive's map); None for the rule ``none``.
+        float32 ``[S, G, G]``, of a duet of n pictures ``[n, G, n G]`` with each target in its own tile; all zero
+        where nothing sounds (unless the negative is scored against its positive's map); None for the rule
+        ``none``.
 
     Raises:
         SampleError: a mask is missing from the shard or broken.
     """
     record = sample.record
-    if not record.sounding and not (record.negative and record.negative.original_target):
-        return np.zeros((max(1, len(record.targets)), size, size), np.float32)
-    if record.map_rule == "none":
+    n = record.tiles
+    if not record.has_maps:
         return None
-    maps: list[NDArray[Any]]
-    if record.map_rule == "mask":
-        maps = [_mask(sample, t, frame, size) for t in record.targets]
-    else:
-        most = 1.0 if record.map_rule == "union" else 2.0
-        maps = [np.minimum(box_count(t, size), most) / most for t in record.targets]
-    return np.stack(maps or [np.zeros((size, size))]).astype(np.float32)
+    if record.is_empty or not record.targets:
+        return np.zeros((n if n > 1 else max(1, len(record.targets)), size, n * size), np.float32)
+    views = views or [WHOLE] * n
+    if n > 1:
+        return per_tile([_target_map(sample, t, i, size, views[i]) for i, t in enumerate(record.targets)])
+    return np.stack([_target_map(sample, t, frame, size, views[0]) for t in record.targets])
 
 
-def box_count(target: Target, size: int) -> NDArray[np.float64]:
-    """How many of a target's boxes cover each cell of a ``[size, size]`` grid."""
+def semantic_map(sample: Sample, frame: int, size: int = 224, views: Sequence[View] | None = None) -> Integers | None:
+    """The class of each pixel of what is seen, by nearest resize; a palette picture's indices, not its colours.
+
+    Args:
+        sample, frame, size, views: as of `truth_maps`.
+
+    Returns:
+        int64 ``[G, G]``, of a duet of n pictures ``[G, n G]``: 0 background, 255 "do not score"; all zero where
+        nothing sounds; None where the record has none of this frame.
+
+    Raises:
+        SampleError: it is missing from the shard, broken, or a colour picture.
+    """
+    record = sample.record
+    n = record.tiles
+    members = [f.semantic for f in (record.frames if n > 1 else record.frames[frame : frame + 1])]
+    if not members or None in members:
+        return None
+    if record.is_empty:
+        return np.zeros((size, n * size), np.int64)
+    views = views or [WHOLE] * n
+    maps = [_indices(sample, m, size, v) for m, v in zip(members, views, strict=True) if m]
+    return np.concatenate(maps, axis=1).astype(np.int64)
+
+
+def _target_map(sample: Sample, target: Target, frame: int, size: int, view: View) -> Floats:
+    """float32 ``[G, G]``."""
+    rule = sample.record.map_rule
+    if rule == "mask":
+        covered = np.zeros((size, size), bool)
+        for member in target.masks:
+            if f".f{frame}." in member:
+                covered |= _indices(sample, member, size, view) > 0
+        return covered.astype(np.float32)
+    count = box_count(target, size, view)
+    if rule != "sum":
+        most = 1.0 if rule == "union" else 2.0
+        count = np.minimum(count, most) / most
+    return count.astype(np.float32)
+
+
+def box_count(target: Target, size: int, view: View = WHOLE) -> NDArray[np.float64]:
+    """How many of a target's boxes cover each cell of a ``[size, size]`` grid over the view."""
     count = np.zeros((size, size))
-    for x0, y0, x1, y1 in grid_boxes(target, size):
+    for x0, y0, x1, y1 in grid_boxes(target, size, view):
         count[y0:y1, x0:x1] += 1
-    return count
+    return count[:, ::-1] if view.flip else count
 
 
-def grid_boxes(target: Target, size: int) -> NDArray[np.int64]:
-    """A target's boxes in cells, int64 ``[n, 4]``, truncated towards zero.
+def grid_boxes(target: Target, size: int, view: View = WHOLE) -> NDArray[np.int64]:
+    """A target's boxes in cells of the view before it is mirrored, int64 ``[n, 4]``, truncated towards zero.
 
     Integer boxes on a 224 or 256 grid are scaled from the published integers: k/224 is not exact in floating
     point, and truncation would lose a cell. Inclusive corners are read as half-open, as published (section
     2.6).
     """
     grid = {"xyxy_224_excl": 224, "xyxy_224_incl": 224, "xyxy_256": 256}.get(target.raw_format)
+    # Of the whole picture these are exactly [size, size] and [0, 0].
+    scale = np.array([view.width, view.height] * 2) * size / view.side
+    corner = np.array([view.left, view.top] * 2) * size / view.side
     if grid and target.boxes_raw is not None:
-        boxes = np.asarray(target.boxes_raw, np.float64).reshape(-1, 4) * size / grid
+        boxes = np.asarray(target.boxes_raw, np.float64).reshape(-1, 4) * scale / grid
     else:
-        boxes = np.asarray(target.boxes, np.float64).reshape(-1, 4) * size
-    return np.clip(boxes, 0, size).astype(np.int64)
+        boxes = np.asarray(target.boxes, np.float64).reshape(-1, 4) * scale
+    return np.clip(boxes - corner, 0, size).astype(np.int64)
 
 
-def _mask(sample: Sample, target: Target, frame: int, size: int) -> Floats:
-    total = np.zeros((size, size), np.float32)
-    for member in target.masks:
-        if f".f{frame}." in member:
-            try:
-                mask = Image.open(io.BytesIO(sample.member(member)))
-                # As stored: converting a palette mask would turn its indices into colours.
-                pixels = np.asarray(mask.resize((size, size), Image.Resampling.NEAREST))
-            except (OSError, SyntaxError, ValueError) as e:
-                raise SampleError(
-                    f"{sample.key}.{member} cannot be decoded as a mask ({e}). Write its shard again."
-                ) from e
-            total = np.maximum(total, pixels > 0)
-    return total
+def _indices(sample: Sample, member: str, size: int, view: View) -> NDArray[Any]:
+    """The view of an index map or mask that covers the whole picture, ``[size, size]``, by nearest neighbour."""
+    name, data = f"{sample.key}.{member}", sample.member(member)
+    sides = np.array([view.left, view.top, view.left + view.side, view.top + view.side])
+    try:
+        image = Image.open(io.BytesIO(data))
+        box = tuple(sides * (image.size * 2) / ([view.width, view.height] * 2))
+        # As stored: converting a palette picture would turn its indices into colours.
+        pixels = np.asarray(image.resize((size, size), Image.Resampling.NEAREST, box))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        raise SampleError(f"{name} cannot be decoded as a mask ({e}). Write its shard again.") from e
+    if pixels.ndim != 2:
+        raise SampleError(
+            f"{name} is a colour picture (mode {image.mode}), a mask or index map has one channel. Convert it when "
+            "the shards are written (avloc.data.labels.colours_to_index)."
+        )
+    return pixels[:, ::-1] if view.flip else pixels
 
 
 def collate(items: Sequence[Item]) -> AVBatch:
@@ -337,14 +463,29 @@ def collate(items: Sequence[Item]) -> AVBatch:
     -1.
 
     Raises:
-        SampleError: some units have ground truth and some have none.
+        SampleError: some units have ground truth, or a semantic map, and some have none; or some pictures are rows
+            of another number of pictures.
     """
     truths = [i.truth for i in items]
+    for what in ("image", "truth"):
+        shapes = {x.shape[-2:]: i.key for i in items if (x := getattr(i, what)) is not None}
+        if len(shapes) > 1:
+            raise SampleError(
+                f"{' and '.join(list(shapes.values())[:2])} cannot share a batch: {what} of "
+                f"{' and '.join(str(list(x)) for x in list(shapes)[:2])}. Keep rows of different numbers of "
+                "pictures in sets of their own."
+            )
     without = [i.key for i in items if i.truth is None]
     if without and len(without) < len(items):
         raise SampleError(
             f"{without[0]} has no ground-truth map (map_rule none) but others of its batch have. "
             "Give it a map rule, or keep it in a set of its own."
+        )
+    unlabelled = [i.key for i in items if i.semantic is None]
+    if unlabelled and len(unlabelled) < len(items):
+        raise SampleError(
+            f"{unlabelled[0]} has no semantic map but others of its batch have. Write one, or keep it in a set of "
+            "its own."
         )
     S = max(1, *(len(i.class_id) for i in items), *(len(t) for t in truths if t is not None))
     truth = None
@@ -361,11 +502,13 @@ def collate(items: Sequence[Item]) -> AVBatch:
         audio=tensor([i.audio for i in items]),
         index=torch.tensor([i.index for i in items], dtype=torch.int64),
         truth=None if truth is None else torch.from_numpy(truth),
+        semantic=None if unlabelled else tensor([i.semantic for i in items if i.semantic is not None]),
         class_id=torch.from_numpy(class_id),
         sounding=torch.tensor([i.sounding for i in items]),
         label=[i.label for i in items],
         negative=[i.negative for i in items],
         group=[i.group for i in items],
+        group_size=[i.group_size for i in items],
         video=[i.video for i in items],
         caption=[i.caption for i in items],
     )

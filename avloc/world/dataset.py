@@ -10,6 +10,11 @@ heard          as single, heard classes alone
 unheard        as single, the four classes that ``train_heard`` never shows
 mixture        two of the objects sound: two sounds, two masks
 negative       silence, noise, or the sound of something out of the picture: nothing to be found
+val_negative   the same, for choosing a threshold
+extended       half as single, half with another picture's kind of sound, silence or noise: nothing to be found
+robust         as single, and each picture again under silence, noise and a sound from out of it
+semantic       one to three of the objects sound: a map of their classes (class + 1), and a mask of each
+duet           two pictures side by side, an object sounds in each
 pairs          every picture twice, each time with the sound of another of its objects
 =============  ====================================================================================
 """
@@ -19,7 +24,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +46,7 @@ SIZE = 128  # pixels of a stored picture
 SECONDS = 2.0
 VERSION = 1  # of this recipe; another one gets another folder
 NEGATIVES = ("silence", "noise", "offscreen")
+MISMATCHES = ("mismatch", "silence", "noise")  # of the extended benchmarks
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,11 @@ SPLITS = {
     "mixture": Split(200, 17),
     "negative": Split(210, 18),
     "pairs": Split(150, 19),
+    "semantic": Split(200, 20),
+    "val_negative": Split(120, 21),
+    "extended": Split(200, 22),
+    "robust": Split(100, 23),
+    "duet": Split(150, 24),
 }
 
 
@@ -109,19 +120,31 @@ def samples(split: str, scenes: int | None = None, seed: int = 0) -> Iterator[Sa
     rng = np.random.default_rng([VERSION, seed, spec.seed])
     total = spec.scenes if scenes is None else scenes
     for start in range(0, total, 250):
-        drawn = sample_scenes(rng, min(250, total - start), classes=spec.classes)
+        count = min(250, total - start)
+        drawn = sample_scenes(rng, count * 2 if split == "duet" else count, classes=spec.classes)
         image, mask = render(drawn, SIZE)
-        for i in range(len(drawn)):
-            yield from scene_samples(rng, split, start + i, drawn, i, image[i], mask[i])
+        for i in range(count):
+            if split == "duet":
+                pair = [(present(drawn, k), image[k], mask[k]) for k in (i, i + count)]
+                yield duet_sample(rng, f"scene{start + i:05d}", pair)
+            else:
+                yield from scene_samples(rng, split, start + i, drawn, i, image[i], mask[i])
 
 
 def scene_samples(
     rng: np.random.Generator, split: str, number: int, scenes: Scenes, i: int, image: Tensor, mask: Tensor
 ) -> Iterator[Sample]:
-    labels = [int(c) for c, there in zip(scenes.label[i], scenes.present[i], strict=True) if there]
+    labels = present(scenes, i)
     picture = f"scene{number:05d}"
-    if split == "negative":
-        yield negative_sample(rng, picture, labels, image, NEGATIVES[number % len(NEGATIVES)])
+    if split in ("negative", "val_negative"):
+        yield negative_sample(rng, split, picture, labels, image, NEGATIVES[number % len(NEGATIVES)])
+    elif split == "extended" and number % 2:
+        yield negative_sample(rng, split, picture, labels, image, MISMATCHES[number // 2 % len(MISMATCHES)])
+    elif split == "robust":
+        yield robust_sample(rng, picture, labels, image, mask)
+    elif split == "semantic":
+        sounding = list(range(int(rng.integers(1, len(labels) + 1))))
+        yield semantic_sample(rng, picture, labels, sounding, image, mask)
     elif split == "mixture":
         yield world_sample(rng, split, picture, labels, [0, 1], image, mask)
     elif split == "pairs":
@@ -163,20 +186,84 @@ def world_sample(
     return Sample(record, members)
 
 
-def negative_sample(rng: np.random.Generator, id: str, labels: list[int], image: Tensor, kind: str) -> Sample:
+def negative_sample(
+    rng: np.random.Generator, split: str, id: str, labels: list[int], image: Tensor, kind: str
+) -> Sample:
     """A picture with a sound that comes from nothing in it."""
     members = {"f0.png": encode_image(image, False)}
-    record = base_record("negative", id, labels, "f0.png", annotated=True)
+    record = base_record(split, id, labels, "f0.png", annotated=True)
     record.sounding, record.map_rule = False, "mask"
     record.negative = Negative(kind, recipe=f"avloc.world {VERSION}")  # type: ignore[arg-type]
     if kind == "silence":
         record.audios = [Audio(None, "negative", duration=SECONDS)]
     else:
-        absent = int(rng.choice([c for c in range(len(NAMES)) if c not in labels]))
-        hiss = (0.2 * noise(rng, round(SECONDS * RATE), 0.5)).clip(-1, 1).astype(np.float32)
+        # Both are drawn whichever is heard: the scenes after it do not depend on it.
+        absent = absent_class(rng, labels)
+        hiss = hissing(rng)
         members["n0.flac"] = encode_audio(hiss if kind == "noise" else sound(rng, absent, SECONDS))
         record.audios = [Audio("n0.flac", "negative", duration=SECONDS)]
     return Sample(record, members)
+
+
+def robust_sample(rng: np.random.Generator, id: str, labels: list[int], image: Tensor, mask: Tensor) -> Sample:
+    """A positive that carries the three negative conditions of AVSBench-Robust."""
+    sample = world_sample(rng, "robust", id, labels, [0], image, mask)
+    sample.members["n0.flac"] = encode_audio(hissing(rng))
+    sample.members["n1.flac"] = encode_audio(sound(rng, absent_class(rng, labels), SECONDS))
+    sample.record.audios += [
+        Audio(None, "negative", duration=SECONDS, kind="silence"),
+        Audio("n0.flac", "negative", duration=SECONDS, kind="noise"),
+        Audio("n1.flac", "negative", duration=SECONDS, kind="offscreen"),
+    ]
+    return sample
+
+
+def semantic_sample(
+    rng: np.random.Generator, id: str, labels: list[int], sounding: list[int], image: Tensor, mask: Tensor
+) -> Sample:
+    """A picture with the classes of the objects ``sounding``, plus one; 0 elsewhere."""
+    sample = world_sample(rng, "semantic", id, labels, sounding, image, mask)
+    classes = np.zeros((SIZE, SIZE), np.uint8)
+    for k in sounding:
+        classes[mask[k].numpy()] = labels[k] + 1
+    sample.record.frames[0].semantic = "sem.f0.png"
+    sample.members["sem.f0.png"] = encode_indices(classes)
+    return sample
+
+
+def duet_sample(rng: np.random.Generator, id: str, pictures: list[tuple[list[int], Tensor, Tensor]]) -> Sample:
+    """Two pictures (labels, image, mask) with one sounding object each, of a class that is in its picture alone."""
+    one, two = (labels for labels, _, _ in pictures)
+    first = next((c for c in one if c not in two), one[0])
+    second = next((c for c in two if c not in one), next(c for c in two if c != first))
+    record = base_record("duet", id, one + two, "f0.png", annotated=True)
+    record.tags, record.map_rule = ["duet"], "mask"
+    record.frames.append(replace(record.frames[0], member="f1.png"))
+    record.text["audio"] = f"the sound of a {NAMES[first]} and a {NAMES[second]}"
+    members: dict[str, bytes] = {}
+    for t, (label, (labels, image, mask)) in enumerate(zip((first, second), pictures, strict=True)):
+        visible = mask[labels.index(label)]
+        members[f"f{t}.png"] = encode_image(image, False)
+        members[f"a{t}.flac"] = encode_audio(sound(rng, label, SECONDS))
+        members[f"m.f{t}.t{t}.png"] = encode_mask(visible)
+        record.audios.append(Audio(f"a{t}.flac", src_id=f"{id}_{t}", duration=SECONDS))
+        record.targets.append(
+            Target(label, NAMES[label], "world16", audio=t, boxes=[box(visible)], masks=[f"m.f{t}.t{t}.png"])
+        )
+    return Sample(record, members)
+
+
+def present(scenes: Scenes, i: int) -> list[int]:
+    """Classes of the objects of scene i."""
+    return [int(c) for c, there in zip(scenes.label[i], scenes.present[i], strict=True) if there]
+
+
+def absent_class(rng: np.random.Generator, labels: list[int]) -> int:
+    return int(rng.choice([c for c in range(len(NAMES)) if c not in labels]))
+
+
+def hissing(rng: np.random.Generator) -> np.ndarray:
+    return (0.2 * noise(rng, round(SECONDS * RATE), 0.5)).clip(-1, 1).astype(np.float32)
 
 
 def base_record(split: str, id: str, labels: list[int], picture: str, annotated: bool) -> Record:
@@ -212,6 +299,12 @@ def encode_image(image: Tensor, lossy: bool) -> bytes:
 def encode_mask(mask: Tensor) -> bytes:
     out = io.BytesIO()
     Image.fromarray(mask.numpy().astype(np.uint8) * 255).convert("1").save(out, "PNG")
+    return out.getvalue()
+
+
+def encode_indices(indices: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(indices).save(out, "PNG")
     return out.getvalue()
 
 

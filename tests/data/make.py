@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -64,3 +65,42 @@ def toy_set(
     index = write_shards(folder / "toy", "toy", split, samples, records_per_shard=per_shard).index
     assert index
     return index
+
+
+def painted(i: int = 0, side: int = 24, **changes: Any) -> Sample:
+    """A random mask and a random semantic map that are also the red and the green channel of the picture."""
+    rng = np.random.default_rng(i)
+    mask, classes = rng.random((side, side)) < 0.4, rng.integers(0, 9, (side, side)).astype(np.uint8)
+    pixels = np.stack([mask * np.uint8(255), classes * 10, 0 * classes], axis=2).astype(np.uint8)
+    record = sample(i).record
+    record.frames = [Frame("f0.png", side, side, annotated=True, semantic="sem.f0.png")]
+    record.targets = [Target(0, "x", audio=0, masks=["m.f0.t0.png"])]
+    record.map_rule = "mask"
+    for name, value in changes.items():
+        setattr(record, name, value)
+    members = {"f0.png": png(pixels), "m.f0.t0.png": png(mask), "sem.f0.png": png(classes)}
+    return Sample(record, members | {"a0.flac": sample(i).members["a0.flac"]})
+
+
+def robust(i: int) -> Sample:
+    """Record i under its own sound 0.001 (i + 1), noise 0.25 and an off-screen sound 0.5."""
+    x = sample(i)
+    x.record.audios += [
+        Audio("n0.flac", "negative", rate=RATE, kind="noise"),
+        Audio(None, "negative", rate=RATE, kind="silence"),
+        Audio("n1.flac", "negative", rate=RATE, kind="offscreen"),
+    ]
+    x.members |= {"n0.flac": sound(np.full(500, 0.25)), "n1.flac": sound(np.full(500, 0.5))}
+    return x
+
+
+def duet(i: int, n: int = 2) -> Sample:
+    """n pictures of grey 50 (t + 1) with sounds 0.1 (t + 1); box t covers the first t + 1 quarters of its width."""
+    x = sample(i)
+    x.record.tags = ["duet"]
+    x.record.frames = [Frame(f"f{t}.jpg", 24, 20, annotated=True) for t in range(n)]
+    x.record.audios = [Audio(f"a{t}.flac", rate=RATE) for t in range(n)]
+    x.record.targets = [Target(t, f"c{t}", audio=t, boxes=[[0, 0, (t + 1) / 4, 1]]) for t in range(n)]
+    x.members = {f"f{t}.jpg": jpeg(50 * (t + 1)) for t in range(n)}
+    x.members |= {f"a{t}.flac": sound(np.full(500, 0.1 * (t + 1))) for t in range(n)}
+    return x

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import pickle
 import tarfile
@@ -10,20 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from avloc.data.indexed import EvalSet, StridedSampler, derangement
-from avloc.data.schema import Frame, Record, Sample, SampleError, Target
+from avloc.data.schema import Audio, Frame, Record, Sample, SampleError, Target
 from avloc.data.shards import ShardError
 from avloc.data.transforms import collate
-from tests.data.make import SPEC, jpeg, number, png, sample, toy_set
+from tests.data.make import SPEC, duet, jpeg, number, painted, png, robust, sample, toy_set
 
 
 def test_every_record_is_a_unit_with_its_own_picture_sound_and_truth(tmp_path: Path) -> None:
     data = EvalSet(toy_set(tmp_path, 17), SPEC, truth_size=8)
     assert len(data) == data.count == 17
     assert data.name == "toy"
-    assert not data.shuffled
+    assert data.row == "model"
     items = [data[i] for i in (3, 0, 16)]
     for i, item in zip((3, 0, 16), items, strict=True):
         assert item.index == i
@@ -76,16 +78,16 @@ def test_every_annotated_frame_is_a_unit(tmp_path: Path) -> None:
 
 def test_shuffled_sounds_come_from_another_record_and_class(tmp_path: Path) -> None:
     path = toy_set(tmp_path, 24)
-    data = EvalSet(path, SPEC, shuffle_sound=5)
-    assert data.shuffled
+    data = EvalSet(path, SPEC, sound="shuffled", seed=5)
+    assert data.row == "shuffled sound"
     heard = {}
     for i in range(24):
         item = data[i]
         heard[number(item.key)] = round(float(item.audio.mean()) * 1000) - 1
     assert all(n % 3 != m % 3 for n, m in heard.items())
     assert sorted(heard.values()) == list(range(24))
-    again = EvalSet(path, SPEC, shuffle_sound=5)
-    assert again.partner == data.partner != EvalSet(path, SPEC, shuffle_sound=6).partner
+    again = EvalSet(path, SPEC, sound="shuffled", seed=5)
+    assert again.partner == data.partner != EvalSet(path, SPEC, sound="shuffled", seed=6).partner
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (2,), (9,), (5, 1), (3, 3), (4, 3, 1), (2, 2, 2, 1), (50, 49, 1)])
@@ -182,3 +184,161 @@ def test_processes_share_the_units_exactly() -> None:
     assert isinstance(StridedSampler(0, 3, 2), DistributedSampler)
     with pytest.raises(ValueError, match=r"2 samples cannot be shared by 3 processes. Use at most 2"):
         StridedSampler(0, 2, 3)
+
+
+def test_a_record_is_scored_under_each_of_its_conditions(tmp_path: Path) -> None:
+    data = EvalSet(toy_set(tmp_path, 0, samples=[robust(i) for i in range(3)]), SPEC, truth_size=4)
+    assert data.count == 12
+    items = [data[i] for i in range(12)]
+    wanted = {f"toy__s{i:04d}{end}" for i in range(3) for end in ("", "@noise", "@silence", "@offscreen")}
+    assert {i.key for i in items} == wanted
+    level = {"noise": 0.25, "silence": 0, "offscreen": 0.5}
+    for item in items:
+        name, _, kind = item.key.partition("@")
+        np.testing.assert_allclose(item.audio, level.get(kind, (number(name) + 1) / 1000), atol=1e-4)
+        assert (item.negative, item.sounding) == (kind, not kind)
+        assert item.truth is not None
+        assert item.truth.sum() == 2
+
+
+def test_conditions_and_frames_multiply(tmp_path: Path) -> None:
+    x = video(0)
+    x.record.audios.append(Audio(None, "negative", kind="silence"))
+    data = EvalSet(toy_set(tmp_path, 0, samples=[x]), SPEC, truth_size=4)
+    keys = [data.key(i) for i in range(data.count)]
+    assert keys == ["toy__s0000.f0", "toy__s0000.f2", "toy__s0000.f0@silence", "toy__s0000.f2@silence"]
+    assert [bool(data[i].truth.any()) for i in range(4)] == [False, True, False, True]  # type: ignore[union-attr]
+
+
+def test_silence_and_noise_replace_every_sound(tmp_path: Path) -> None:
+    path = toy_set(tmp_path, 0, samples=[robust(i) for i in range(2)])
+    spec = replace(SPEC, seconds=20.0)
+    silent = EvalSet(path, spec, sound="silence")
+    assert silent.row == "silenced"
+    assert not any(silent[i].audio.any() for i in range(8))
+    noisy = [EvalSet(path, spec, sound="noise", seed=s) for s in (0, 0, 1)]
+    assert noisy[0].row == "noise"
+    waves = [noisy[0][i].audio for i in range(8)]
+    for i, wave in enumerate(waves):
+        assert wave.dtype == np.float32
+        assert wave.shape == (20000,)
+        assert np.sqrt(np.mean(wave**2)) == pytest.approx(0.1, rel=0.03)
+        assert abs(wave.mean()) < 0.003
+        assert np.abs(wave).max() <= 1
+        np.testing.assert_array_equal(wave, noisy[1][i].audio)
+        assert not np.array_equal(wave, noisy[2][i].audio)
+    assert len({w.tobytes() for w in waves}) == 8
+
+
+def test_a_key_that_occurs_twice_is_named(tmp_path: Path) -> None:
+    path = toy_set(tmp_path, 14)
+    tars = [path.parent / f"toy-train-00000{k}.tar" for k in (0, 1)]
+    tars[1].write_bytes(tars[0].read_bytes())
+    content = json.loads(path.read_text())
+    content["shards"][1] = content["shards"][0] | {"file": tars[1].name}
+    path.write_text(json.dumps(content))
+    with pytest.raises(ShardError, match=r"toy: key toy__s00\d\d occurs twice, in .*000000.tar and .*000001.tar"):
+        EvalSet(path, SPEC)
+
+
+def test_one_shard_with_two_records_of_one_key_is_named(tmp_path: Path) -> None:
+    path = toy_set(tmp_path, 2)
+    tar_path = path.parent / "toy-train-000000.tar"
+    meta = sample(0).record.to_json().encode()
+    with tarfile.open(tar_path, "w") as tar:
+        for key in ("toy__s0000", "toy__other"):
+            info = tarfile.TarInfo(f"{key}.meta.json")
+            info.size = len(meta)
+            tar.addfile(info, io.BytesIO(meta))
+    content = json.loads(path.read_text())
+    content["shards"][0]["bytes"] = tar_path.stat().st_size
+    path.write_text(json.dumps(content))
+    with pytest.raises(ShardError, match=r"toy: key toy__s0000 occurs twice"):
+        EvalSet(path, SPEC)
+
+
+def test_a_set_without_any_sample_is_named(tmp_path: Path) -> None:
+    path = toy_set(tmp_path, 2)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"count": 0, "shards": []}))
+    with pytest.raises(ShardError, match=r"toy: .*toy-train.json lists no record at all. Run data_prep again"):
+        EvalSet(path, SPEC)
+    with pytest.raises(ShardError, match=r"lists no record at all"):
+        EvalSet(path, SPEC, tags=("heard",))
+
+
+def test_a_group_with_a_missing_member_still_tells_its_size(tmp_path: Path) -> None:
+    samples = [sample(i, group=f"g{i // 2}") for i in range(5)]  # the partner of the last is missing
+    for x in samples:
+        x.record.group_size = 2
+    data = EvalSet(toy_set(tmp_path, 0, samples=samples), SPEC)
+    batch = collate([data[i] for i in range(5)])
+    assert batch.group_size == [2] * 5
+    assert Counter(batch.group) == {"g0": 2, "g1": 2, "g2": 1}
+
+
+def test_the_mean_of_the_maps_is_shared_exactly(tmp_path: Path) -> None:
+    samples = [robust(i) for i in range(5)]
+    for i, x in enumerate(samples):
+        x.record.targets = [Target(0, boxes=[[0, 0, (i + 1) / 5, 1]]), Target(1, boxes=[[0, 0, 0.4, 1]])]
+    data = EvalSet(toy_set(tmp_path, 0, samples=samples), SPEC, truth_size=5)
+    for world in (1, 2, 4):
+        shares = [data.mean_truth(rank, world) for rank in range(world)]
+        assert sum(n for _, n in shares) == 5  # conditions repeat the map and are left out
+        total = torch.stack([s for s, _ in shares]).sum(0)
+        assert total.dtype == torch.float64
+        assert total[3].tolist() == [5, 5, 3, 2, 1]
+    assert data.class_counts() == {0: 5, 1: 5}
+
+
+def test_sets_without_maps_have_no_mean_and_broken_masks_are_named(tmp_path: Path) -> None:
+    samples = [sample(i) for i in range(4)]
+    for x in samples:
+        x.record.map_rule = "none"
+        x.record.targets[0].class_id = -1 if x is samples[0] else 7
+    data = EvalSet(toy_set(tmp_path, 0, samples=samples), SPEC, truth_size=5)
+    assert data.mean_truth()[1] == 0
+    assert data.class_counts() == {7: 3}
+    broken = [painted(i) for i in range(3)]
+    broken[1].members["m.f0.t0.png"] = b"no mask"
+    path = toy_set(tmp_path / "b", 0, samples=broken)
+    with pytest.raises(SampleError, match=r"toy__s0001.m.f0.t0.png cannot be decoded"):
+        EvalSet(path, SPEC).mean_truth()
+    assert EvalSet(path, SPEC, allow_missing=1).mean_truth()[1] == 2
+
+
+def test_duets_are_one_unit_and_a_missing_one_has_the_shape_of_the_others(tmp_path: Path) -> None:
+    samples = [duet(i) for i in range(3)]
+    samples[1].members["f1.jpg"] = b"no picture"
+    path = toy_set(tmp_path, 0, samples=samples)
+    for spec in (SPEC, replace(SPEC, duet="wide")):
+        data = EvalSet(path, spec, truth_size=4, allow_missing=1)
+        assert data.count == 3
+        batch = collate([data[i] for i in range(3)])
+        assert sorted(batch.key) == [f"toy__s000{i}" for i in range(3)]
+        assert sorted(batch.index.tolist())[0] == -1
+        assert batch.truth is not None
+        assert batch.truth.shape == (3, 2, 4, 8)
+        assert data.mean_truth()[0].shape == (4, 8)
+    with pytest.raises(ShardError, match="is a row of pictures, the method takes 3 frames at once"):
+        EvalSet(path, replace(SPEC, frames=3))
+    with pytest.raises(ShardError, match=r"s0000 shows 2 pictures side by side, toy__s0005 3|s0005 shows 3 .* 2\."):
+        EvalSet(toy_set(tmp_path / "b", 0, samples=[duet(0), duet(5, 3)]), SPEC)
+
+
+def test_a_missing_sample_of_a_semantic_set_is_ignored_everywhere(tmp_path: Path) -> None:
+    samples = [painted(i) for i in range(3)]
+    samples[1].members["sem.f0.png"] = b"no map"
+    data = EvalSet(toy_set(tmp_path, 0, samples=samples), SPEC, truth_size=4, allow_missing=1)
+    batch = collate([data[i] for i in range(3)])
+    assert batch.semantic is not None
+    row = batch.index.tolist().index(-1)
+    assert batch.key[row] == "toy__s0001"
+    assert (batch.semantic[row] == 255).all()
+    assert batch.semantic[[r for r in range(3) if r != row]].max() < 9
+
+
+def test_a_set_is_semantic_as_a_whole_or_not(tmp_path: Path) -> None:
+    samples = [painted(0), painted(1)]
+    samples[1].record.frames[0].semantic = None
+    with pytest.raises(ShardError, match=r"only one has a semantic map. Write maps of all annotated frames"):
+        EvalSet(toy_set(tmp_path, 0, samples=samples), SPEC)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from avloc.data.module import AVDataModule
 from avloc.data.shards import ShardError
 from avloc.types import AVBatch
-from tests.data.make import SPEC, number, sample, toy_set
+from tests.data.make import SPEC, number, painted, sample, toy_set
 
 
 class Listener(LightningModule):
@@ -152,17 +152,47 @@ def test_test_sets_come_in_order_with_their_shuffled_twins(tmp_path: Path, worke
         split="test",
         samples=[sample(i, tags=("even",) if i % 2 == 0 else ()) for i in range(10)],
     )
-    data = module(tmp_path, workers, test=["toy", "toy/even"], shuffled_sound=True, eval_batch_size=4)
+    data = module(tmp_path, workers, test=["toy", "toy/even"], sound_controls=["shuffled"], eval_batch_size=4)
     method = Listener()
     trainer(tmp_path).test(method, data, verbose=False)
-    assert [(s.name, s.shuffled, s.count) for s in data.test_sets] == [
-        ("toy", False, 10), ("toy", True, 10), ("toy/even", False, 5), ("toy/even", True, 5)
+    assert [(s.name, s.row, s.count) for s in data.test_sets] == [
+        ("toy", "model", 10), ("toy", "shuffled sound", 10), ("toy/even", "model", 5), ("toy/even", "shuffled sound", 5)
     ]  # fmt: skip
     for plain, rows in zip((True, False, True, False), method.tested, strict=True):
         assert all((shown == heard) == plain for shown, heard in rows)
     assert [sorted(n for n, _ in rows) for rows in method.tested] == [list(range(10))] * 2 + [[0, 2, 4, 6, 8]] * 2
     predicted = trainer(tmp_path).predict(Predictor(), module(tmp_path, test=["toy"], eval_batch_size=4))
     assert predicted == [4, 4, 2]
+
+
+def test_calibration_sets_come_first_and_every_set_is_followed_by_its_controls(tmp_path: Path) -> None:
+    toy_set(tmp_path, 6, split="test")
+    toy_set(tmp_path, 5, split="val")
+    options = dict(calibration=["toy:val"], test=["toy", "toy:val"], sound_controls=["noise", "silence"])
+    data = AVDataModule(root=str(tmp_path), input_spec=SPEC, num_workers=0, seed=3, **options)  # type: ignore[arg-type]
+    data.setup("test")
+    assert [(s.name, s.row, s.calibration) for s in data.test_sets] == [
+        ("toy:val", "model", True),
+        *[("toy", row, False) for row in ("model", "noise", "silenced")],
+        *[("toy:val", row, False) for row in ("model", "noise", "silenced")],
+    ]
+    assert [s.seed for s in data.test_sets] == [3] * 7
+    data.setup("predict")  # nothing is predicted for the choice of a threshold
+    assert [s.name for s in data.test_sets] == ["toy"] * 3 + ["toy:val"] * 3
+    data.setup("test")
+    assert len(data.test_dataloader()) == 7
+
+
+def test_a_supervised_method_is_fed_maps(tmp_path: Path) -> None:
+    toy_set(tmp_path, 0, samples=[painted(i) for i in range(6)])
+    for truth in (False, True):
+        data = AVDataModule(train="toy", root=str(tmp_path), input_spec=SPEC, batch_size=3, num_workers=0, truth=truth)
+        data.setup("fit")
+        batch = next(iter(data.train_dataloader()))
+        assert (batch.truth is not None) == (batch.semantic is not None) == truth
+        if batch.truth is not None and batch.semantic is not None:
+            assert batch.truth.shape == (3, 1, 224, 224)
+            assert batch.semantic.shape == (3, 224, 224)
 
 
 class Predictor(Listener):
@@ -224,5 +254,5 @@ def test_the_world_is_made_when_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "avloc.world", types.SimpleNamespace(ensure=ensure))
     AVDataModule(test=["toy", "worldly"], root=str(tmp_path)).prepare_data()
     assert made == []
-    AVDataModule(test=["toy", "world:single/heard"], root=str(tmp_path)).prepare_data()
-    assert made == [(tmp_path, "single")]
+    AVDataModule(test=["toy", "world:single/heard"], calibration=["world:val"], root=str(tmp_path)).prepare_data()
+    assert made == [(tmp_path, "single", "val")]

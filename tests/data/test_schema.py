@@ -83,6 +83,9 @@ def test_only_dataset_and_id_are_required_and_unknown_keys_are_ignored() -> None
         ({"targets": [{"boxes": [[0, 0, 1, 1]], "boxes_raw": []}]}, "targets[0].boxes_raw"),
         ({"negative": {"kind": "loud"}}, "negative.kind"),
         ({"id": ""}, "id"),
+        ({"frames": [{"member": "f0.png", "semantic": "sem.f1.png"}]}, "frames[0].semantic"),
+        ({"targets": [{"masks": ["m.f1.t0.png"]}]}, "targets[0].masks"),
+        ({"audios": [{"member": "a0.flac", "kind": "loud"}]}, "audios[0].kind"),
     ],
 )
 def test_a_bad_field_is_named(changes: dict[str, Any], field: str) -> None:
@@ -123,3 +126,85 @@ def test_keys_have_no_dot_for_webdataset_to_cut_at() -> None:
 def test_a_missing_member_is_named() -> None:
     with pytest.raises(SampleError, match=r"vggss__zpWuikVorYg_000032: member a0.flac is missing"):
         Sample(full_record(), {}).member("a0.flac")
+
+
+def test_the_fields_that_came_later_leave_old_records_bytes_alone() -> None:
+    text = full_record().to_json()
+    assert '"semantic"' not in text
+    assert '"kind"' not in text.replace('"kind": "mismatch"', "")
+    record = full_record()
+    record.negative = None
+    record.frames[0].semantic = "sem.f0.png"
+    record.audios[1].kind = "silence"
+    assert Record.from_json(record.to_json()) == record
+    assert record.members == ["f0.png", "a0.flac", "sem.f0.png"]
+    assert record.conditions == ["silence"]
+
+
+@pytest.mark.parametrize(
+    ("audio", "negative", "says"),
+    [
+        (Audio("n0.flac", "source", kind="noise"), None, "audios[1].kind: only a sound of the role negative"),
+        (Audio("n0.flac", "negative", kind="silence"), None, "audios[1].kind: silence has no member"),
+        (Audio(None, "negative", kind="noise"), None, "audios[1].kind: silence has no member"),
+        (Audio("n0.flac", "negative", kind="noise"), Negative("noise"), "a negative itself has no conditions"),
+    ],
+)
+def test_conditions_are_negative_sounds_of_a_positive(audio: Audio, negative: Negative | None, says: str) -> None:
+    record = Record("toy", "x", audios=[Audio("a0.flac"), audio], negative=negative)
+    with pytest.raises(SchemaError) as e:
+        record.validate()
+    assert says in str(e.value)
+
+
+def test_no_condition_comes_twice() -> None:
+    twice = [Audio(f"n{k}.flac", "negative", kind="noise") for k in (0, 1)]
+    with pytest.raises(SchemaError, match="record toy__x, field audios: no two conditions may be of one kind"):
+        Record("toy", "x", audios=[Audio("a0.flac"), *twice]).validate()
+
+
+def duet(n: int = 2, sounds: int | None = None, **changes: Any) -> Record:
+    record = Record(
+        "toy",
+        "x",
+        tags=["duet"],
+        frames=[Frame(f"f{t}.png") for t in range(n)],
+        audios=[Audio(f"a{t}.flac") for t in range(sounds or n)],
+        targets=[Target(audio=t, masks=[f"m.f{t}.t{t}.png"]) for t in range(n)],
+        map_rule="mask",
+    )
+    for name, value in changes.items():
+        setattr(record, name, value)
+    return record
+
+
+def test_a_duet_is_a_row_of_pictures_with_a_sound_each() -> None:
+    for n in (2, 3, 4):
+        record = duet(n)
+        assert record.tiles == n
+        assert Record.from_json(record.to_json()) == record
+    assert duet(targets=[]).tiles == 2
+    natural = duet(1, tags=["duet"], audios=[Audio("a0.flac", "mixture")])
+    natural.validate()  # one picture of two players, one recording of both
+    assert natural.tiles == 1
+    assert full_record().tiles == 1
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        (duet(5), "two to 4 pictures, this one has 5"),
+        (duet(1, 2), "tagged duet with 1 pictures and 2 source sounds"),
+        (duet(2, targets=[], audios=[Audio("a0.flac")]), "tagged duet with 2 pictures and 1 source sounds"),
+        (duet(3, 2, tags=[], targets=[]), "begins with 3 source sounds"),
+        (duet(tags=[], audios=[Audio("p.flac", "partner"), Audio("a0.flac"), Audio("a1.flac")]), "begins with 2"),
+        (duet(targets=[Target(audio=1), Target(audio=0)]), "target t is in frame t and has audio t"),
+        (duet(targets=[Target(audio=0)]), "has 2 targets"),
+        (duet(targets=[Target(audio=0, masks=["m.f1.t0.png"]), Target(audio=1)]), "target 0 is in frame 0 alone"),
+        (duet(frames=[Frame("f0.png", semantic="sem.f0.png"), Frame("f1.png")]), "every picture of a duet"),
+    ],
+)
+def test_a_duet_that_is_not_whole_is_named(record: Record, says: str) -> None:
+    with pytest.raises(SchemaError, match=r"^record toy__x, field ") as e:
+        record.validate()
+    assert says in str(e.value)

@@ -5,17 +5,18 @@ import json
 import logging
 import operator
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from avloc.data.schema import Sample, SampleError
+from avloc.data.schema import Frame, Sample, SampleError, Target
 from avloc.data.shards import ShardError, read_index
 from avloc.data.stream import ResumableLoader, TrainStream
 from avloc.types import AVBatch
-from tests.data.make import RATE, SPEC, number, sample, sound, toy_set
+from tests.data.make import RATE, SPEC, duet, number, painted, png, robust, sample, sound, toy_set
 
 
 def numbers(batches: list[AVBatch]) -> list[list[int]]:
@@ -199,3 +200,104 @@ def test_a_changed_order_after_a_resume_is_announced(tmp_path: Path, caplog: pyt
         assert not caplog.records
         ResumableLoader(TrainStream(index, SPEC, 2, seed=1)).load_state_dict(old)
     assert "batch_size was 4, is 2; seed was 0, is 1" in caplog.text
+
+
+def test_supervised_batches_carry_maps_cropped_and_flipped_with_the_picture(tmp_path: Path) -> None:
+    path = toy_set(tmp_path, 0, samples=[painted(i) for i in range(8)])
+    spec = replace(SPEC, train_scale=1.5, train_flip=0.5)
+    stream = TrainStream(read_index(path), spec, 4, truth_size=16)
+    plain = TrainStream(read_index(path), spec, 4)
+    views = set()
+    for epoch in range(3):
+        stream.start_at(epoch)
+        batches = list(stream)
+        plain.start_at(epoch)
+        assert numbers(batches) == numbers(list(plain))
+        for batch in batches:
+            assert batch.truth is not None
+            assert batch.semantic is not None
+            assert torch.equal(batch.truth[:, 0] * 255, batch.image[:, 0].float())
+            assert torch.equal(batch.semantic * 10, batch.image[:, 1].long())
+            views |= {image.numpy().tobytes() for image in batch.image}
+        stream.start_at(epoch, 1)
+        (again,) = stream
+        assert again.truth is not None
+        assert batches[1].truth is not None
+        assert torch.equal(again.truth, batches[1].truth)
+        assert torch.equal(again.image, batches[1].image)
+    assert len(views) == 24
+
+
+def clip(i: int) -> Sample:
+    """Five frames of grey 40 k + 10, all but the second annotated with a mask that covers k quarters."""
+    x = sample(i)
+    x.record.frames = [Frame(f"f{k}.png", annotated=k != 1) for k in range(5)]
+    x.record.map_rule = "mask"
+    x.record.targets = [Target(0, audio=0, masks=[f"m.f{k}.t0.png" for k in (0, 2, 3, 4)])]
+    for k in range(5):
+        x.members[f"f{k}.png"] = png(np.full((4, 4, 3), 40 * k + 10, np.uint8))
+        x.members[f"m.f{k}.t0.png"] = png(np.arange(4)[None].repeat(4, 0) < k)
+    del x.members["m.f1.t0.png"]
+    return x
+
+
+def test_one_annotated_frame_of_a_record_is_seen_per_epoch_another_in_another(tmp_path: Path) -> None:
+    path = toy_set(tmp_path, 0, samples=[clip(i) for i in range(8)])
+    stream = TrainStream(read_index(path), SPEC, 4, truth_size=4)
+    seen: dict[int, list[int]] = {i: [] for i in range(8)}
+    for epoch in range(12):
+        stream.start_at(epoch)
+        for batch in stream:
+            assert batch.truth is not None
+            for key, image, truth in zip(batch.key, batch.image, batch.truth, strict=True):
+                frame = (int(image[0, 0, 0]) - 10) // 40
+                assert truth.sum() == 4 * frame
+                seen[number(key)].append(frame)
+    assert all(len(frames) == 12 for frames in seen.values())
+    assert all(len(set(frames)) > 1 and 1 not in frames for frames in seen.values())
+    assert {f for frames in seen.values() for f in frames} == {0, 2, 3, 4}
+    assert len({tuple(frames) for frames in seen.values()}) > 4
+    plain = TrainStream(read_index(path), SPEC, 4)
+    assert all(int(image.max()) == 10 for batch in plain for image in batch.image)  # unsupervised: as ever
+
+
+def test_a_record_without_maps_is_a_broken_one_in_supervised_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = [painted(i) for i in range(8)]
+    samples[2].record.frames[0].annotated = False
+    samples[5].record.frames[0].semantic, samples[5].record.map_rule = None, "none"
+    stream = TrainStream(read_index(toy_set(tmp_path, 0, samples=samples)), SPEC, 4, truth_size=4)
+    with caplog.at_level(logging.WARNING):
+        seen = {n for rows in numbers(list(stream)) for n in rows}
+    assert seen.isdisjoint({2, 5})
+    assert stream.broken >= 2
+    for i in (2, 5):
+        assert f"toy__s000{i} has no annotated frame with maps" in caplog.text
+
+
+def test_several_annotated_frames_are_not_trained_on_at_once(tmp_path: Path) -> None:
+    index = read_index(toy_set(tmp_path, 0, samples=[clip(i) for i in range(4)]))
+    with pytest.raises(ShardError, match=r"toy__s000\d has 4 annotated frames, the method takes 5 at once"):
+        list(TrainStream(index, replace(SPEC, frames=5), 4, truth_size=4))
+    (batch,) = TrainStream(index, replace(SPEC, frames=5), 4)
+    assert batch.image.shape == (4, 5, 3, 16, 16)
+
+
+def test_training_sees_a_robust_record_once_with_its_own_sound_and_duets_as_rows(tmp_path: Path) -> None:
+    index = read_index(toy_set(tmp_path, 0, samples=[robust(i) for i in range(8)]))
+    batches = list(TrainStream(index, SPEC, 4, truth_size=4))
+    assert sorted(n for rows in numbers(batches) for n in rows) == list(range(8))
+    for batch in batches:
+        np.testing.assert_allclose(batch.audio.mean(1) * 1000 - 1, [number(k) for k in batch.key], atol=0.05)
+        assert batch.sounding is not None
+        assert batch.sounding.all()
+        assert batch.negative == [""] * 4
+    index = read_index(toy_set(tmp_path / "b", 0, samples=[duet(i) for i in range(4)]))
+    (batch,) = TrainStream(index, replace(SPEC, duet="wide"), 4)
+    assert batch.truth is None
+    assert batch.image.shape == (4, 3, 16, 32)
+    np.testing.assert_allclose(batch.audio, 0.3, atol=1e-3)
+    (batch,) = TrainStream(index, replace(SPEC, duet="wide"), 4, truth_size=4)
+    assert batch.truth is not None
+    assert batch.truth.shape == (4, 2, 4, 8)

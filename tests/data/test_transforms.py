@@ -19,11 +19,13 @@ from avloc.data.transforms import (
     fit_image,
     make_item,
     make_sound,
+    make_truth,
     sample_rng,
+    semantic_map,
     truth_maps,
 )
 from avloc.types import InputSpec
-from tests.data.make import SPEC, jpeg, png, sample, sound
+from tests.data.make import SPEC, duet, jpeg, painted, png, robust, sample, sound
 
 VGGSS = Path(__file__).resolve().parents[2] / ".." / "shared" / "annotations" / "vggss" / "vggss.json"
 
@@ -244,11 +246,8 @@ def test_a_broken_or_missing_mask_is_named() -> None:
         truth_maps(Sample(record, {"m.f0.t0.png": data[: len(data) // 2]}), 0)
 
 
-def test_duets_and_pictureless_records_are_refused() -> None:
+def test_a_record_without_a_picture_is_refused() -> None:
     x = sample(0)
-    x.record.frames, x.record.audios = x.record.frames * 2, x.record.audios * 2
-    with pytest.raises(SampleError, match="toy__s0000 is a duet"):
-        make_item(x, SPEC)
     x.record.frames = []
     with pytest.raises(SampleError, match="no frame"):
         make_item(x, SPEC)
@@ -287,3 +286,139 @@ def test_collate_fills_up_missing_targets() -> None:
     items[0].truth = None
     with pytest.raises(SampleError, match="toy__s0000 has no ground-truth map"):
         collate(items)
+
+
+def test_sum_counts_the_boxes_of_a_cell() -> None:
+    # Three boxes of columns 0..1, 1..2 and 1..3 of a grid of four: 1, 3, 2, 1.
+    boxes = [[0, 0, 0.5, 1], [0.25, 0, 0.75, 1], [0.25, 0, 1, 1]]
+    assert truth_maps(boxed(boxes, "sum"), 0, 4)[0, 0].tolist() == [1, 3, 2, 1]
+    assert truth_maps(boxed(boxes, "union"), 0, 4)[0, 0].tolist() == [1, 1, 1, 1]
+    assert truth_maps(boxed(boxes, "consensus2"), 0, 4)[0, 0].tolist() == [0.5, 1, 1, 0.5]
+
+
+CROPPED = replace(SPEC, train_scale=1.5, train_flip=0.5)  # 24 pixels, of which 16 are cut out
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_maps_are_cropped_and_flipped_with_the_picture(wide: bool) -> None:
+    x = painted()
+    spec = replace(CROPPED, resize="crop") if wide else CROPPED
+    if wide:  # the upper half of a larger picture: short side 24, and the maps at twice its size
+        x = painted(side=48)
+        for name, data in x.members.items():
+            if name.endswith(".png"):
+                pixels = np.asarray(Image.open(io.BytesIO(data)))[:24]
+                x.members[name] = png(pixels if name == "f0.png" else pixels.repeat(2, 0).repeat(2, 1))
+    views = set()
+    for epoch in range(30):
+        item = make_item(x, spec, rng=sample_rng(0, epoch, "k"), truth_size=16)
+        assert item.truth is not None
+        assert item.semantic is not None
+        assert item.semantic.dtype == np.int64
+        np.testing.assert_array_equal(item.truth[0] * 255, item.image[0])
+        np.testing.assert_array_equal(item.semantic * 10, item.image[1])
+        views.add(item.image.tobytes())
+        # A coarser grid takes the pixel at the centre of each of its cells.
+        odd = replace(spec, image_size=15, train_scale=1.6)
+        item = make_item(x, odd, rng=sample_rng(0, epoch, "k"), truth_size=5)
+        assert item.truth is not None
+        np.testing.assert_array_equal(item.truth[0] * 255, item.image[0, 1::3, 1::3])
+    assert len(views) > 20
+
+
+def test_boxes_are_cropped_and_flipped_with_the_picture() -> None:
+    pixels = np.zeros((24, 24, 3), np.uint8)
+    pixels[3:12, 6:15] += 100
+    pixels[9:21, 12:24] += 100
+    boxes = [[0.25, 0.125, 0.625, 0.5], [0.5, 0.375, 1, 0.875]]
+    raw = [[k * 224 for k in b] for b in boxes]
+    for rule, most in (("union", 1), ("consensus2", 2), ("sum", 1)):
+        for target in ({}, dict(boxes_raw=raw, raw_format="xyxy_224_excl")):
+            x = boxed(boxes, rule, **target)
+            x.record.frames[0].member, x.members = "f.png", {"f.png": png(pixels)}
+            for epoch in range(20):
+                item = make_item(x, CROPPED, rng=sample_rng(0, epoch, "k"), truth_size=16)
+                assert item.truth is not None
+                expected = item.image[0] / 100 if rule == "sum" else np.minimum(item.image[0] / 100, most) / most
+                np.testing.assert_allclose(item.truth[0], expected, atol=1e-6)
+
+
+def test_the_evaluation_crop_cuts_picture_and_maps_alike() -> None:
+    x = painted(side=24)
+    for name, data in x.members.items():
+        if name.endswith(".png"):
+            x.members[name] = png(np.asarray(Image.open(io.BytesIO(data)))[4:20])  # 24 wide, 16 high
+    item = make_item(x, replace(SPEC, resize="crop"), truth_size=16)
+    assert item.truth is not None
+    np.testing.assert_array_equal(item.truth[0] * 255, item.image[0])
+    np.testing.assert_array_equal(item.truth, make_truth(x, replace(SPEC, resize="crop"), 0, 16))
+
+
+def test_a_palette_picture_is_read_as_indices_and_wide_ones_keep_their_numbers() -> None:
+    x = painted()
+    indices = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    indices[3, 3] = 255
+    palette = Image.fromarray(indices)
+    palette.putpalette(list(range(255, -1, -1)) * 3)
+    data = io.BytesIO()
+    palette.save(data, "PNG")
+    x.members["sem.f0.png"] = data.getvalue()
+    np.testing.assert_array_equal(semantic_map(x, 0, 8), np.kron(indices, np.ones((2, 2))))
+    x.members["sem.f0.png"] = png(indices.astype(np.uint16) * 100)
+    np.testing.assert_array_equal(semantic_map(x, 0, 4), indices.astype(int) * 100)
+
+
+def test_semantic_maps_that_are_missing_broken_or_coloured_are_named() -> None:
+    x = painted()
+    x.members["sem.f0.png"] = png(np.zeros((24, 24, 3), np.uint8))
+    with pytest.raises(SampleError, match=r"toy__s0000.sem.f0.png is a colour picture \(mode RGB\)"):
+        make_item(x, SPEC, truth_size=8)
+    x.members["sem.f0.png"] = b"no picture"
+    with pytest.raises(SampleError, match=r"toy__s0000.sem.f0.png cannot be decoded"):
+        make_item(x, SPEC, truth_size=8)
+    del x.members["sem.f0.png"]
+    with pytest.raises(SampleError, match=r"toy__s0000: member sem.f0.png is missing"):
+        make_item(x, SPEC, truth_size=8)
+    assert make_item(x, SPEC).semantic is None  # not asked for
+    assert semantic_map(sample(0), 0) is None
+    x.record.sounding = False
+    assert not semantic_map(x, 0, 8).any()
+
+
+def test_a_condition_changes_the_sound_and_not_the_map() -> None:
+    x = robust(4)
+    own = make_item(x, SPEC, truth_size=4)
+    assert own.sounding
+    assert own.negative == ""
+    np.testing.assert_allclose(own.audio, 0.005, atol=1e-4)
+    for kind, level in (("noise", 0.25), ("silence", 0.0), ("offscreen", 0.5)):
+        item = make_item(x, SPEC, truth_size=4, condition=kind)
+        assert not item.sounding
+        assert item.negative == kind
+        np.testing.assert_allclose(item.audio, level, atol=1e-4)
+        np.testing.assert_array_equal(item.truth, own.truth)
+        np.testing.assert_array_equal(item.image, own.image)
+    assert own.truth is not None
+    assert own.truth.any()
+
+
+def test_batches_carry_semantic_maps_and_group_sizes() -> None:
+    items = [make_item(painted(i, group="g", group_size=i + 1), SPEC, truth_size=24) for i in range(2)]
+    batch = collate(items)
+    assert batch.semantic is not None
+    assert batch.semantic.dtype == torch.int64
+    assert batch.semantic.shape == (2, 24, 24)
+    green = np.asarray(Image.open(io.BytesIO(painted(1).members["f0.png"])))[:, :, 1]
+    np.testing.assert_array_equal(batch.semantic[1] * 10, green)
+    assert batch.group_size == [1, 2]
+    assert collate([make_item(sample(0), SPEC)]).semantic is None
+    items[1].semantic = None
+    with pytest.raises(SampleError, match="toy__s0001 has no semantic map but others"):
+        collate(items)
+
+
+def test_rows_of_different_numbers_of_pictures_do_not_share_a_batch() -> None:
+    for spec in (SPEC, replace(SPEC, duet="wide")):
+        items = [make_item(duet(0), spec, truth_size=4), make_item(duet(1, 3), spec, truth_size=4)]
+        with pytest.raises(SampleError, match=r"toy__s0000 and toy__s0001 cannot share a batch"):
+            collate(items)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -65,10 +66,12 @@ def test_mixtures_have_two_sounds_for_two_masks() -> None:
     assert len({t.class_id for t in sample.record.targets}) == 2
 
 
-def test_negatives_name_nothing_in_the_picture() -> None:
+@pytest.mark.parametrize("split", ["negative", "val_negative"])
+def test_negatives_name_nothing_in_the_picture(split: str) -> None:
     kinds = []
-    for sample in samples("negative", scenes=6):
+    for sample in samples(split, scenes=6):
         record = sample.record
+        assert record.split == split
         assert record.negative is not None
         kinds.append(record.negative.kind)
         assert not record.sounding
@@ -76,6 +79,72 @@ def test_negatives_name_nothing_in_the_picture() -> None:
         if record.negative.kind == "silence":
             assert [a.member for a in record.audios] == [None]
     assert kinds == ["silence", "noise", "offscreen"] * 2
+
+
+def test_extended_is_half_positive_half_negative() -> None:
+    records = [s.record for s in samples("extended", scenes=12)]
+    kinds = [r.negative.kind if r.negative else "" for r in records]
+    assert kinds == ["", "mismatch", "", "silence", "", "noise"] * 2
+    assert [r.sounding for r in records] == [True, False] * 6
+    assert all(bool(r.targets) == r.sounding for r in records)
+
+
+def test_robust_has_three_negative_sounds_beside_its_own() -> None:
+    for sample in samples("robust", scenes=4):
+        record = sample.record
+        assert [(a.role, a.kind, a.member) for a in record.audios] == [
+            ("source", "", "a0.flac"),
+            ("negative", "silence", None),
+            ("negative", "noise", "n0.flac"),
+            ("negative", "offscreen", "n1.flac"),
+        ]
+        assert record.sounding
+        assert record.negative is None
+        waves = {sample.members[m] for m in ("a0.flac", "n0.flac", "n1.flac")}
+        assert len(waves) == 3
+
+
+def test_semantic_maps_name_the_sounding_objects() -> None:
+    counts = set()
+    for sample in samples("semantic", scenes=80):
+        record = sample.record
+        classes = decode(sample.members, "sem.f0.png")
+        assert classes.dtype == np.uint8
+        expected = np.zeros((128, 128), np.uint8)
+        for target in record.targets:
+            assert target.class_name == NAMES[target.class_id]
+            expected[decode(sample.members, target.masks[0])] = target.class_id + 1
+        np.testing.assert_array_equal(classes, expected)
+        assert record.frames[0].semantic == "sem.f0.png"
+        counts.add(len(record.targets))
+        assert len(record.targets) == sum(a.role == "source" for a in record.audios)
+    assert counts == {1, 2, 3}
+
+
+def test_duets_are_two_pictures_with_a_sound_each() -> None:
+    for sample in samples("duet", scenes=8):
+        record = sample.record
+        assert record.tiles == 2
+        assert sample.members["f0.png"] != sample.members["f1.png"]
+        for t, target in enumerate(record.targets):
+            assert (target.audio, target.masks) == (t, [f"m.f{t}.t{t}.png"])
+            mask = decode(sample.members, target.masks[0])
+            rows, columns = np.nonzero(mask)
+            box = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 128
+            np.testing.assert_allclose(target.boxes[0], box)
+        first, second = (t.class_id for t in record.targets)
+        assert first != second
+
+
+def test_the_first_splits_stay_what_they_were() -> None:
+    # SHA-256 of the meta.json of the version before later splits and schema fields came.
+    expected = {
+        "train": "be23266eb3867d268d39fa8cb79728e57d3004ca3c133928c762186281486846",
+        "negative": "ee585dd37eb0ae1a9d5a1ccb2b6a16365fd296cd9863dccfe319dd9b6a2b72c9",
+    }
+    for split, sha in expected.items():
+        text = "\n".join(s.record.to_json() for s in samples(split, scenes=4))
+        assert hashlib.sha256(text.encode()).hexdigest() == sha
 
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
