@@ -68,6 +68,33 @@ KNOWN: dict[str, KnownWeight] = {
         "MIT",
         "AudioSet-fine-tuned; the classifier is not used",
     ),
+    "vggish": KnownWeight(
+        "vggish-10086976.pth",
+        "the v0.1 release of harritaylor/torchvggish",
+        "Apache-2.0",
+        "AudioSet VGGish, ported from TensorFlow; raw 128-dimensional embeddings",
+    ),
+    "vggish_pca": KnownWeight(
+        "vggish_pca_params-970ea276.pth",
+        "the v0.1 release of harritaylor/torchvggish",
+        "Apache-2.0",
+        "only for post-processed embeddings, which AVSBench and GAVS do not use",
+    ),
+    "sam_vit_b": KnownWeight(
+        "sam_vit_b_01ec64.pth", "the README of facebookresearch/segment-anything, ViT-B", "Apache-2.0", "1024 px"
+    ),
+    "sam_vit_l": KnownWeight(
+        "sam_vit_l_0b3195.pth", "the README of facebookresearch/segment-anything, ViT-L", "Apache-2.0", "1024 px"
+    ),
+    "sam_vit_h": KnownWeight(
+        "sam_vit_h_4b8939.pth", "the README of facebookresearch/segment-anything, ViT-H", "Apache-2.0", "1024 px"
+    ),
+    "resnet50": KnownWeight(
+        "resnet50-19c8e357.pth", "torchvision's model page, ResNet-50 IMAGENET1K_V1", "BSD-3-Clause", "TPAVI's encoder"
+    ),
+    "pvt_v2_b5": KnownWeight(
+        "pvt_v2_b5.pth", "the releases of whai362/PVT, version 2", "Apache-2.0", "TPAVI's encoder"
+    ),
 }
 
 

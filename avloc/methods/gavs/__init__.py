@@ -1,0 +1,5 @@
+"""GAVS: SAM's mask decoder prompted by sound."""
+
+from avloc.methods.gavs.method import GAVS
+
+__all__ = ["GAVS"]

@@ -1,0 +1,154 @@
+"""GAVS (Wang et al.: "Prompting Segmentation with Sound Is Generalizable Audio-Visual Source Localizer", AAAI 2024)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from avloc.backbones.sam import PIXEL_MEAN, PIXEL_STD, SAM
+from avloc.backbones.vggish import VGGish
+from avloc.methods.base import Localizer
+from avloc.methods.gavs.losses import Objective, alignment
+from avloc.methods.gavs.network import DESIGNS, Design, DesignName, GAVSNetwork, by_frame
+from avloc.types import AVBatch, InputSpec, Localization
+from avloc.weights import locate
+
+__all__ = ["GAVS"]
+
+
+class GAVS(Localizer):
+    """A frozen SAM whose mask decoder is asked by one second of sound. Learns from masks.
+
+    Needs ``AVBatch.truth`` in training (``data.truth: true``). A batch is frames, of one video or of many. The
+    picture's side is SAM's own (1024 for the official files).
+
+    Args:
+        sam: weight source of the segmenter: ``sam_vit_b``, ``sam_vit_l``, ``sam_vit_h``, ``world:sam``.
+        vggish: weight source of the audio tower.
+        design: ``published``, ``released``, ``audio_sam``, ``sam_fusion``, or the parts one by one.
+        tune_v: first block of the image encoder with an adapter (9 in both released scripts); None for none.
+        objective: mask loss; weight and margin of the alignment, which needs a design with a visual cue.
+        seconds: length of a frame's sound; several VGGish examples are averaged.
+        heatmap_size: side of the heat map; every published evaluator asks for 224.
+        chunk: frames whose masks are at full size together.
+        optimizer: see `Localizer`. Released: AdamW, learning rate 1e-3, weight decay 0.01.
+        lr_scheduler: see `Localizer`. Released: none.
+
+    Attributes:
+        frozen_features: where a cache of embeddings plugs in: called with a batch, answers what `frozen` would compute,
+            and the image encoder's frozen part does not run. None to compute it.
+
+    Raises:
+        ValueError: the sound is shorter than one VGGish example.
+        WeightError: a file is missing, damaged, or of another model or size.
+    """
+
+    network: GAVSNetwork
+
+    def __init__(
+        self,
+        sam: str = "sam_vit_b",
+        vggish: str = "vggish",
+        design: DesignName | Design = "published",
+        tune_v: int | None = 9,
+        objective: Objective = Objective(),  # noqa: B008  frozen
+        seconds: float = 1.0,
+        heatmap_size: int = 224,
+        chunk: int = 8,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(optimizer, lr_scheduler)
+        # A rebuilt method is used, not trained on; a resumed one gets its optimiser from the YAML.
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"], logger=False)
+        self.objective, self.heatmap_size, self.chunk = objective, heatmap_size, chunk
+        segmenter, self.vggish = SAM.from_source(sam), VGGish.from_source(vggish)
+        self.frozen_files = {"sam": segmenter.file, "vggish": locate(vggish)}
+        self.input_spec = InputSpec(
+            image_size=segmenter.config.image_size, interpolation="bilinear", seconds=seconds, frames=1
+        )
+        ears = self.vggish.front_end
+        if not ears.examples(self.input_spec.samples):
+            raise ValueError(
+                f"GAVS: {seconds:g} s of sound are shorter than one VGGish example "
+                f"({ears.samples(1) / ears.sample_rate:g} s). Set seconds to 1 or more."
+            )
+        design = design if isinstance(design, Design) else DESIGNS[design]
+        self.network = GAVSNetwork(segmenter, design, tune_v=tune_v, audio_size=self.vggish.embedding_size)
+        self.frozen_features: Callable[[AVBatch], Tensor] | None = None
+
+    def training_losses(self, batch: AVBatch) -> dict[str, Tensor]:
+        """``mask``, ``align`` where there is a visual cue and a weight, and their weighted sum ``loss``.
+
+        ``mask`` is the mean over frames of the loss at the truth's size, against the union of the sources.
+
+        Raises:
+            ValueError: the batch has no truth.
+        """
+        if batch.truth is None:
+            raise ValueError(
+                f"GAVS learns from masks, but the batch of {', '.join(batch.key[:3])}, ... has no truth. Set "
+                "data.truth to true and train on a set with masks."
+            )
+        union = (batch.truth.amax(1, keepdim=True) >= 0.5).float()
+        audio = self.hear(batch.audio)
+        logits, cue = self.network.decode(self.see(batch), audio)
+        terms = {"mask": self.frame_losses(logits, union, batch.image).mean()}
+        loss, weight = terms["mask"], self.objective.lambda_align
+        if cue is not None and weight:
+            terms["align"] = alignment(cue, audio, batch.video or batch.key, self.objective.margin)
+            loss = loss + weight * terms["align"]
+        return terms | {"loss": loss}
+
+    def frame_losses(self, logits: Tensor, target: Tensor, image: Tensor) -> Tensor:
+        """Mask loss ``[B]`` of low-resolution logits ``[B, 1, 4g, 4g]`` at the size of ``target`` ``[B, 1, H, W]``."""
+
+        def loss(z: Tensor, t: Tensor) -> Tensor:
+            return self.objective.frames(self.network.model_v.upscale(z, size_of(image), size_of(t)), t)
+
+        return by_frame(loss, logits, target, self.chunk)
+
+    def localize(self, batch: AVBatch) -> Localization:
+        """One source a frame: AVSBench's mask is ``heatmap > 0.5``, the release's ``> 0.4``.
+
+        The confidence is the map's largest value. (SAM's own predicted IoU judges a mask, not whether it sounds.)
+        """
+        with torch.no_grad():
+            logits, _ = self.network.decode(self.see(batch), self.hear(batch.audio))
+            size = (self.heatmap_size, self.heatmap_size)
+            upscale = partial(self.network.model_v.upscale, input_size=size_of(batch.image), size=size)
+            heatmap = by_frame(lambda z, _: upscale(z).sigmoid(), logits, logits, self.chunk)
+        return Localization(heatmap, heatmap.amax((-1, -2)))
+
+    def hear(self, audio: Tensor) -> Tensor:
+        """F_A ``[B, 128]`` of waveforms ``[B, T]``: the mean of VGGish's raw examples, without gradient."""
+        with torch.no_grad():
+            return self.vggish(audio).mean(1)
+
+    def see(self, batch: AVBatch) -> Tensor:
+        """F_V ``[B, D, g, g]``; its frozen part comes from the cache where one is plugged in."""
+        return self.network.encode_rest((self.frozen_features or self.frozen)(batch))
+
+    def frozen(self, batch: AVBatch) -> Tensor:
+        """What never changes in training, and may be cached under `cache_key`: see `GAVSNetwork.encode_frozen`."""
+        return self.network.encode_frozen(self.network.prepare(batch.image))
+
+    def cache_key(self) -> str:
+        """sha256 of all that `frozen` depends on beside the picture: weights and preprocessing."""
+        net, spec = self.network, self.input_spec
+        frozen = (spec.image_size, spec.resize, spec.interpolation, net.design.channels, PIXEL_MEAN, PIXEL_STD)
+        digest = hashlib.sha256(repr((frozen, net.frozen_part)).encode())
+        for name, value in sorted(net.model_v.image_encoder.state_dict().items()):
+            if net.is_below_adapters(name):
+                digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def size_of(image: Tensor) -> tuple[int, int]:
+    """Height and width."""
+    return image.shape[-2], image.shape[-1]
