@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,17 @@ HELP = """usage: avloc COMMAND ...      (`lightning` is the same command)
   plain commands:
     train      fit, test and report one or more experiments by name
     localize   show where the sound of a video or a picture comes from
-    report     measured rows beside the published ones
+    report     measured rows beside the published ones: tables, curves, and a page with a gallery
+    rescore    compute a tested run's numbers again from its per-sample values
+    audit      find evaluation clips in a training list
     weights    which weight files an experiment needs, and which are here
     world      write the embedded world: shards, or videos
-    bench      speed and memory of a training step or of the loader
+    bench      speed and memory of a training step, of the loader, of the metrics
 
 `avloc COMMAND --help` tells more."""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-PLAIN_COMMANDS = ("train", "localize", "report", "weights", "world", "bench")
+PLAIN_COMMANDS = ("train", "localize", "report", "rescore", "audit", "weights", "world", "bench")
 
 
 class UsageError(ValueError):
@@ -83,12 +86,20 @@ def run_plain(command: str, args: list[str]) -> None:
     functions: dict[str, Any] = {
         "localize": commands.localize,
         "report": commands.report,
+        "rescore": commands.rescore,
+        "audit": commands.audit,
         "weights": commands.weights,
         "world": commands.world,
-        "bench": {"step": commands.bench_step, "loader": commands.bench_loader},
+        "bench": {
+            "step": commands.bench_step,
+            "loader": commands.bench_loader,
+            "metrics": commands.bench_metrics,
+        },
     }
     if command == "localize":
         args = with_short_options(args)
+    if command in ("audit", "report", "rescore"):
+        args = with_list(args, single=1 if command == "audit" else 0)
     auto_cli(functions[command], args=args, prog=f"avloc {command}", allow_abbrev=False)
 
 
@@ -96,6 +107,23 @@ def with_short_options(args: list[str]) -> list[str]:
     """`localize CLIP -o OUT` spelt out: auto_cli has positionals for required arguments only, and no ``-o``."""
     clip = ["--clip"] if args and not args[0].startswith("-") else []
     return clip + ["--out" if a == "-o" else a for a in args]
+
+
+def with_list(args: list[str], single: int) -> list[str]:
+    """Plain words after the first ``single`` as the JSON list that jsonargparse wants; a bare ``--json`` is true."""
+    words: list[str] = []
+    options: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        if not arg.startswith("-"):
+            words.append(arg)
+        elif arg == "--json":
+            options.append("--json=true")
+        elif "=" in arg or arg in ("-h", "--help"):
+            options.append(arg)
+        else:
+            options += [arg, *([value] if (value := next(rest, None)) is not None else [])]
+    return [*words[:single], *([json.dumps(words[single:])] if words[single:] else []), *options]
 
 
 def main(args: list[str] | None = None) -> None:

@@ -18,7 +18,18 @@ from avloc import RUNS
 from avloc import weights as weight_files
 from avloc.cli import UsageError, find_config
 
-__all__ = ["bench_loader", "bench_step", "localize", "report", "train", "weights", "world"]
+__all__ = [
+    "audit",
+    "bench_loader",
+    "bench_metrics",
+    "bench_step",
+    "localize",
+    "report",
+    "rescore",
+    "train",
+    "weights",
+    "world",
+]
 
 TRAIN_HELP = """usage: avloc train NAME [NAME ...] [--resume] [options of `avloc fit`]
 
@@ -69,17 +80,60 @@ def newest_state(folder: Path) -> Path:
     return found[0]
 
 
-def report(runs: list[Path], out: Path | None = None, metrics: Literal["headline", "all"] = "headline") -> None:
+def report(
+    runs: list[Path],
+    out: Path | None = None,
+    metrics: Literal["headline", "all"] = "headline",
+    paper: str | None = None,
+    table: str | None = None,
+) -> None:
     """Print the measured rows of tested runs beside the published rows, with the controls.
 
     Args:
         runs: run folders, each with a results.json.
-        out: folder for report.md, report.csv and report.tex.
+        out: folder for report.html, report.md, report.csv and report.tex.
         metrics: the published columns, or everything that was measured.
+        paper: lay the runs into this paper's table: souple, acl_ssl, gavs, seac, tvsl.
+        table: number of that table as printed.
     """
+    from avloc.evaluation.results import numbers_of_some
     from avloc.report.tables import report as write_report
 
-    write_report(runs, out, metrics)
+    write_report(runs, out, metrics, paper=paper, table=table, rescore=numbers_of_some)
+
+
+def rescore(runs: list[Path]) -> None:
+    """Compute every number of tested runs again from their per_sample.parquet, without the model.
+
+    Args:
+        runs: run folders; each gets a new results.json.
+    """
+    from avloc.evaluation.results import rescore as write_results
+
+    for run in runs:
+        sets = write_results(run)["sets"]
+        print(f"{run / 'results.json'}: {len(sets)} sets")
+
+
+def audit(
+    train: Path,
+    evals: list[Path],
+    clean: Path | None = None,
+    by: Literal["clip", "video"] = "video",
+    json: bool = False,
+) -> None:
+    """Find the clips of evaluation sets in a training list, by clip and by video.
+
+    Args:
+        train: list of ids (text or csv) or the index JSON of shards.
+        evals: evaluation lists, box files or index JSONs.
+        clean: write the training list without the leaking lines here.
+        by: what the clean list leaves out: leaking clips, or every clip of a leaking video.
+        json: print one JSON object.
+    """
+    from avloc.audit import audit as find
+
+    find(train, evals, clean, by, json)
 
 
 def localize(
@@ -217,3 +271,18 @@ def bench_loader(
     from avloc.bench.step import print_result
 
     print_result(measure_loader(train, root, workers, batch_size, image_size, seconds, batches), json)
+
+
+def bench_metrics(maps: int = 500, size: int = 224, repeats: int = 3, json: bool = False) -> None:
+    """Time of every metric against a plain NumPy loop of its definition, in the same run.
+
+    Args:
+        maps: samples.
+        size: side of a map, pixels.
+        repeats: timed repetitions; the median is printed.
+        json: print one JSON object.
+    """
+    from avloc.bench.metrics import measure_metrics
+    from avloc.bench.step import print_result
+
+    print_result(measure_metrics(maps, size, repeats), json)

@@ -15,7 +15,7 @@ from avloc.world import write_world
 from tests.methods.tiny import tiny_files
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
-EXPERIMENTS = sorted(p.stem for p in FOLDER.glob("*.yaml"))
+EXPERIMENTS = sorted(p.stem for p in FOLDER.glob("*.yaml") if "model" in yaml.safe_load(p.read_text()))
 
 
 def content(name: str) -> dict[str, Any]:

@@ -3,7 +3,10 @@ is theirs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from avloc.evaluation.protocols import protocol
 
 __all__ = ["BENCHMARKS", "Benchmark", "benchmark"]
 
@@ -14,9 +17,9 @@ class Benchmark:
 
     Attributes:
         name: of the evaluation set.
-        protocols: names in `avloc.evaluation.protocols.PROTOCOLS`.
-        primary: protocol and metric that head the set's row; that protocol's metrics are logged as
-            ``test/<name>/<metric>``, the others' as ``test/<name>/<protocol>/<metric>``.
+        protocols: names in `avloc.evaluation.protocols.PROTOCOLS`; the first one's headline metric is the set's
+            number. Its metrics are logged as ``test/<name>/<metric>``, the others' as
+            ``test/<name>/<protocol>/<metric>``.
         published: the set's key in the tables of published numbers, "" if there is none.
         size: number of samples that the papers evaluate, None if that is not fixed.
         note: what a reader of the numbers must know.
@@ -24,50 +27,105 @@ class Benchmark:
 
     name: str
     protocols: tuple[str, ...]
-    primary: tuple[str, str]
     published: str = ""
     size: int | None = None
     note: str = ""
 
+    @property
+    def primary(self) -> tuple[str, str]:
+        """Protocol and metric that head the set's row."""
+        return self.protocols[0], protocol(self.protocols[0]).headline
+
 
 def boxes(test: str) -> tuple[str, ...]:
-    rules = ("acl", "fixed", "median", "top50", "top50-strict", "lvs", "adaptive")
+    rules = ("acl", "fixed", "median", "top50", "top50-strict", "lvs", "adaptive", "adaptive-ge")
     return tuple(f"{test}/{rule}" for rule in rules)
 
 
-MASKS = ("avs/acl", "avs/dataset", "avs/official", "avs/gavs")
+VGGSS, FLICKR = boxes("vggss"), boxes("flickr")
+MASKS = ("avs/acl", "avs/dataset", "avs/official", "avs/gavs", "avs/adaptive")
+BOX_OF_MASK = ("vggss/acl", "vggss/top50-strict", "vggss/adaptive", "vggss/fixed")
+INTERACTIVE = ("interactive/is3", "interactive/acl", *BOX_OF_MASK)
+EXTENDED = (
+    "extended/acl",
+    "extended/slavc",
+    "extended/slavc-absolute",
+    "extended/exact",
+    "negative/pia",
+)
+SINGLE = ("single/tvsl", "multi/avgn", *BOX_OF_MASK)
+MULTI = ("multi/sources", "multi/tvsl", "multi/noprior")
+SEMANTIC = ("avss/official", "avss/drop-first", "avss/drop-last", "avss/seen", "avss/dataset")
 WORLD = ("vggss/acl", "vggss/top50", "vggss/adaptive", "avs/dataset")
 
 ALL = [
-    Benchmark("vggss", boxes("vggss"), ("vggss/acl", "ciou"), "vggss", 5158),
-    Benchmark(
-        "vggss/heard",
-        boxes("vggss"),
-        ("vggss/acl", "ciou"),
-        "vggss_heard110",
-        2564,
-        "110 classes of training",
+    Benchmark("vggss", VGGSS, "vggss", 5158, "boxes that were corrected after the LVS paper"),
+    Benchmark("vggss/heard", VGGSS, "vggss_heard110", 2564, "110 classes of training"),
+    Benchmark("vggss/unheard", VGGSS, "vggss_unheard110", 2575, "110 other classes"),
+    Benchmark("vggss_ext", EXTENDED, "vggss_ext", 10316, "1,185 negatives sound like their picture's class"),
+    Benchmark("vggss_ext/other_class", EXTENDED, "", 9131, "without negatives that sound like their picture's class"),
+    Benchmark("flickr", FLICKR, "flickr", 250, "consensus of several annotators"),
+    Benchmark("flickr_ext", EXTENDED, "flickr_ext", 500),
+    Benchmark("avs_s4", MASKS, "avs_s4", 3700, "740 videos of 5 frames; 6 frames are empty"),
+    Benchmark("avs_ms3", MASKS, "avs_ms3", 320, "64 videos of 5 frames; 29 frames are empty"),
+    Benchmark("avs_s4_box", INTERACTIVE, "avs_s4", 3700, "boxes of the masks; a group is a clip"),
+    Benchmark("avs_ms3_box", INTERACTIVE, "avs_ms3", 320, "boxes of the masks; a group is a clip"),
+    Benchmark("avss", (*SEMANTIC, *MASKS), "avss", 11520, "1,554 videos; padding frames are not scored"),
+    Benchmark("avss/v2", (*MASKS, *SEMANTIC), "avs_v2", 7500, "750 videos"),
+    Benchmark("avs_v3/v3_unseen", MASKS, "avs_v3_0shot", None, "758 videos; few-shot tests lack three of the classes"),
+    *(
+        Benchmark(f"avs_v3/v3_{n}shot_test", MASKS, f"avs_v3_{n}shot", None, f"{videos} videos")
+        for n, videos in ((1, 532), (3, 510), (5, 488))
     ),
-    Benchmark("vggss/unheard", boxes("vggss"), ("vggss/acl", "ciou"), "vggss_unheard110", 2575, "110 other classes"),
-    Benchmark("flickr", boxes("flickr"), ("flickr/acl", "ciou"), "flickr", 250, "consensus of several annotators"),
-    Benchmark("avs_s4", MASKS, ("avs/acl", "miou"), "avs_s4", 3700, "740 videos of 5 frames"),
-    Benchmark("avs_ms3", MASKS, ("avs/acl", "miou"), "avs_ms3", 320, "64 videos of 5 frames; frames may be empty"),
-    Benchmark("world:single", WORLD, ("vggss/acl", "ciou")),
-    Benchmark("world:val", WORLD, ("vggss/acl", "ciou")),
-    Benchmark("world:unheard", WORLD, ("vggss/acl", "ciou"), note="classes that training never saw"),
-    Benchmark("world:pairs", WORLD, ("vggss/acl", "ciou"), note="each picture twice, with two sounds"),
+    Benchmark("is3", INTERACTIVE, "is3", 6480, "3,240 pictures with two sounds each"),
+    Benchmark("is3_seg", MASKS, "is3", 6480),
+    Benchmark("vpo_ss", BOX_OF_MASK, "vpo_ss", 890),
+    Benchmark("vpo_ss_seg", MASKS, "vpo_ss", 890),
+    Benchmark("vpo_ms", INTERACTIVE, "vpo_ms", 2157, "53 % of the groups have one member"),
+    Benchmark("vpo_ms/true_group", INTERACTIVE, "", None, "groups of at least two"),
+    Benchmark("vpo_ms_seg", MASKS, "vpo_ms", 2157),
+    Benchmark("ade20k_sound", MASKS, "ade20k_sound"),
+    Benchmark("ade20k_sound_box", BOX_OF_MASK, "ade20k_sound", note="the smallest box around each mask"),
+    Benchmark("avs_robust_s4", ("robust/s4", "robust/global-inferred", "robust/avsbench"), "avs_robust_s4", 14800),
+    Benchmark("avs_robust_ms3", ("robust/avsbench", "robust/global-inferred"), "avs_robust_ms3", 1280),
+    Benchmark("vgg_single", SINGLE, "vgg_single", 5158, "the pictures of VGG-SS"),
+    Benchmark("vgg_instruments", ("single/tvsl", "multi/avgn", *MASKS), "vgg_instruments_single", 446),
+    Benchmark("vgg_instruments_mixed", ("multi/sources", "multi/tvsl", "multi/noprior"), "vgg_instruments", 446),
+    Benchmark("vgg_duet", MULTI, "vgg_duet", 5158, "22 pairs have one class"),
+    Benchmark("music_solo", SINGLE, "music_solo", 2124, "20 videos"),
+    Benchmark("music_duet", MULTI, "music_duet", 1020, "6 videos"),
+    Benchmark("world:single", WORLD),
+    Benchmark("world:val", WORLD),
+    Benchmark("world:heard", WORLD),
+    Benchmark("world:unheard", WORLD, note="classes that training never saw"),
+    Benchmark("world:pairs", ("interactive/acl", "interactive/is3", *WORLD), note="each picture with two sounds"),
     Benchmark(
         "world:mixture",
-        ("mixture/top50", "vggss/acl", "vggss/top50"),
-        ("mixture/top50", "ciou"),
-        note="two sounds at once; vggss/* score the union of both sources",
+        ("multi/sources", "multi/tvsl", "vggss/acl"),
+        note="two sounds at once in one picture; vggss/* score the union of both sources",
     ),
-    Benchmark("world:negative", ("negative/pia",), ("negative/pia", "pia"), note="no object sounds; lower is better"),
+    Benchmark("world:duet", MULTI, note="two pictures side by side, two sounds at once"),
+    Benchmark("world:negative", ("negative/pia",), note="no object sounds; lower is better"),
+    Benchmark("world:val_negative", ("negative/pia",), note="no object sounds; lower is better"),
+    Benchmark("world:extended", EXTENDED, note="half of the sounds come from nothing in the picture"),
+    Benchmark("world:robust", ("robust/avsbench", "robust/global-inferred")),
+    Benchmark("world:semantic", ("avss17/official", "avss17/seen", "avss17/dataset", "avs/dataset")),
 ]
 
 BENCHMARKS: dict[str, Benchmark] = {b.name: b for b in ALL}
 
 
-def benchmark(name: str) -> Benchmark:
-    """The benchmark of a set, or for a set of the user's own ``vggss/acl`` and ``vggss/adaptive``."""
-    return BENCHMARKS.get(name) or Benchmark(name, ("vggss/acl", "vggss/adaptive"), ("vggss/acl", "ciou"))
+def benchmark(name: str, protocols: Sequence[str] | None = None) -> Benchmark:
+    """The benchmark of a set, or for a set of the user's own ``vggss/acl`` and ``vggss/adaptive``.
+
+    Args:
+        name: of the set.
+        protocols: those to score it by instead of its own.
+
+    Raises:
+        ProtocolError: an unknown protocol.
+    """
+    found = BENCHMARKS.get(name) or Benchmark(name, ("vggss/acl", "vggss/adaptive"))
+    for each in protocols or ():
+        protocol(each)
+    return replace(found, protocols=tuple(protocols)) if protocols else found

@@ -1,51 +1,59 @@
 """The callback that turns what a method answers into the numbers of every protocol.
 
 It reads the evaluation sets from the data module (``val_sets`` and ``test_sets``, in the order of the
-loaders) and scores, in one pass over each set, the method and the controls. A set whose ``shuffled`` is true
-is the twin of the set of the same name with every picture under another sound; it becomes the row "shuffled
-sound".
+loaders) and scores, in one pass over each set, the method and the controls. A set whose ``row`` is not ``model`` is
+the twin of the set of the same name under other sounds; it becomes the row of that name. Sets that are marked
+``calibration`` choose the universal threshold, which is then applied to every set.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import os
+import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
-import pandas as pd
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from avloc.evaluation import protocols
 from avloc.evaluation.benchmarks import Benchmark, benchmark
-from avloc.evaluation.protocols import PROTOCOLS, Measure, Samples, Summary
-from avloc.methods.baselines.controls import CONTROLS
+from avloc.evaluation.measures import IDENTITIES, UNIVERSAL, Measure, Scored, identities
+from avloc.evaluation.protocols import Samples, protocol
+from avloc.evaluation.results import Names, chosen_threshold, numbers, write_results, write_samples
+from avloc.methods.baselines.controls import CONTROLS, Control, mean_map, summed_truth
 from avloc.metrics.per_sample import PerSample
-from avloc.metrics.thresholds import SWEEP
 from avloc.types import AVBatch, Localization
 
-__all__ = ["MODEL", "SHUFFLED", "EvalSet", "Evaluator"]
+__all__ = ["MEAN_MAP", "MODEL", "EvalSet", "Evaluator"]
 
-MODEL, SHUFFLED = "model", "shuffled sound"
-IDENTITIES = {"clip": 1, "group": 1}
+log = logging.getLogger(__name__)
+MODEL, MEAN_MAP = "model", "mean map"
 
 
 class EvalSet(Protocol):
     """What the evaluator must know of a set (`avloc.data.indexed.EvalSet`)."""
 
     name: str
-    shuffled: bool
+    row: str
+    """``model``, or what was done to the sounds."""
+    calibration: bool
     allow_missing: int
     """Unreadable samples that are tolerated on each process; they come with ``AVBatch.index`` -1."""
+    notes: Sequence[str]
+    """Known defects of the source, and what was done about them."""
+    semantic_offset: int
+    """What is added to a class for its number in semantic maps: 1 unless the label space counts the background."""
 
     def __len__(self) -> int: ...
+
+    def mean_truth(self, rank: int, world: int) -> tuple[Any, int]: ...
+
+    def class_counts(self) -> Mapping[int, int]: ...
 
 
 class Evaluator(Callback):
@@ -54,21 +62,30 @@ class Evaluator(Callback):
     Logged are the primary protocol's metrics as ``test/<set>/<metric>``, the other protocols' as
     ``test/<set>/<protocol>/<metric>``, and the primary metrics of the other rows as
     ``test/<set>/<row>/<metric>`` (``val/...`` in validation). Process zero writes ``results.json`` and
-    ``per_sample.csv`` (``val_results.json``, ``val_per_sample.csv`` in validation).
+    ``per_sample.parquet`` (``val_results.json``, ``val_per_sample.parquet`` in validation).
 
     Args:
-        controls: score the full frame, the centre box and the random map too. They do not depend on the
-            method, so the validation inside ``fit`` leaves them out.
+        controls: score the full frame, the centre box, the random map and the set's mean ground-truth map too.
+            They do not depend on the method, so the validation inside ``fit`` leaves them out.
         out: folder of the files; None for the logger's, else the trainer's ``default_root_dir``.
+        protocols: set to protocol names, instead of those of its benchmark; the first one heads the set.
 
     Attributes:
         results: what ``results.json`` holds, on every process.
         samples: ``(set, row)`` to its per-sample columns, on every process.
+
+    Raises:
+        ProtocolError: an unknown protocol.
     """
 
-    def __init__(self, controls: bool = True, out: str | None = None) -> None:
+    def __init__(
+        self, controls: bool = True, out: str | None = None, protocols: dict[str, list[str]] | None = None
+    ) -> None:
         self.controls = controls
         self.out = out
+        self.protocols = protocols or {}
+        for name in {p for names in self.protocols.values() for p in names}:
+            protocol(name)
         self.results: dict[str, Any] = {}
         self.samples: dict[tuple[str, str], Samples] = {}
         self.passes: list[Pass] = []
@@ -120,16 +137,19 @@ class Evaluator(Callback):
         limits: list[int | float] = trainer.num_val_batches if stage == "val" else trainer.num_test_batches
         loaders: Any = trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders
         controls = self.controls and trainer.state.fn != "fit"
-        names = [(data.name, data.shuffled) for data in sets]
+        names = [(data.name, data.row) for data in sets]
         if len(set(names)) < len(names) or len(limits) != len(names):
             raise RuntimeError(
-                f"The data module's {stage}_sets {names} (name, shuffled) do not fit its {len(limits)} "
-                "loaders: each loader needs one set, and each set, plain or shuffled, a name of its own."
+                f"The data module's {stage}_sets {names} (name, row) do not fit its {len(limits)} "
+                "loaders: each loader needs one set, and each set a name and row of its own."
             )
+        universal = any(data.calibration for data in sets)
         for i, data in enumerate(sets):
             loader = loaders[i] if isinstance(loaders, list | tuple) else loaders
             whole = limits[i] >= len(loader)
-            self.passes.append(Pass(data, whole, controls and not data.shuffled, trainer))
+            scored = benchmark(data.name, self.protocols.get(data.name))
+            wanted = controls and data.row == MODEL and not data.calibration
+            self.passes.append(Pass(data, scored, whole, wanted, universal, trainer))
 
     def add(self, trainer: Trainer, outputs: Any, batch: AVBatch, loader: int) -> None:
         if not self.passes:
@@ -139,25 +159,28 @@ class Evaluator(Callback):
                 f"The Evaluator scores Localizations, but the step returned {type(outputs).__name__}: "
                 "validation_step and test_step must return what localize() answers."
             )
-        run = self.passes[loader]
-        run.add(outputs, batch)
+        self.passes[loader].add(outputs, batch)
 
     def finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not self.passes:
             return
         sets: dict[str, dict[str, Any]] = {}
+        names: dict[str, Names] = {}
         self.samples = {}
-        keys: dict[str, dict[int, str]] = {}
         for run in self.passes:
-            keys[run.data.name], unread = gathered(run.keys, run.unread)
+            names[run.data.name], unread = gathered(run.names, run.unread)
             entry = sets.setdefault(run.data.name, description(run))
             for row, metric in run.rows.items():
-                columns = {k: v.cpu() for k, v in metric.compute().items()}
+                columns: Samples = {k: v.cpu() for k, v in metric.table().items()}
                 self.samples[run.data.name, row] = columns
-                entry["rows"][row] = numbers(run.benchmark, columns)
                 entry["counted"][row] = len(columns["index"])
                 entry["missing"][row] = unread
-        self.results = {"stage": stage, "epoch": trainer.current_epoch, "sets": sets}
+        calibration = {r.data.name: self.samples[r.data.name, MODEL] for r in self.passes if r.data.calibration}
+        chosen = chosen_threshold(calibration)
+        for (name, row), columns in self.samples.items():
+            sets[name]["rows"][row] = numbers(sets[name]["protocols"], columns, chosen["place"] if chosen else None)
+        sets = dict(sorted(sets.items(), key=lambda item: item[1]["calibration"]))  # what is tested comes first
+        self.results = {"stage": stage, "epoch": trainer.current_epoch, "universal": chosen, "sets": sets}
         for name, entry in sets.items():
             scalars = named(f"{stage}/{name}", entry)
             # Every process has the same values: there is nothing to synchronise, whatever Lightning advises.
@@ -165,108 +188,111 @@ class Evaluator(Callback):
             pl_module.log_dict(scalars, sync_dist=False, add_dataloader_idx=False, batch_size=1)
         folder = Path(self.out or trainer.log_dir or trainer.default_root_dir)
         if trainer.is_global_zero:
-            self.write(folder, "" if stage == "test" else "val_", keys)
+            folder.mkdir(parents=True, exist_ok=True)
+            prefix = "" if stage == "test" else "val_"
+            write_results(folder / f"{prefix}results.json", self.results)
+            write_samples(folder / f"{prefix}per_sample.parquet", self.samples, names)
         self.passes = []
-
-    def write(self, folder: Path, prefix: str, keys: Mapping[str, Mapping[int, str]]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with complete(folder / f"{prefix}results.json") as path:
-            path.write_text(json.dumps(finite(self.results), indent=1, allow_nan=False) + "\n")
-        tables = [table(name, row, keys[name], columns) for (name, row), columns in self.samples.items()]
-        with complete(folder / f"{prefix}per_sample.csv") as path:
-            pd.concat(tables).to_csv(path, index=False, float_format="%.9g")
 
 
 class Pass:
     """One pass over one evaluation set: a `PerSample` for each row that is scored in it."""
 
-    def __init__(self, data: EvalSet, whole: bool, controls: bool, trainer: Trainer) -> None:
-        self.data = data
-        self.whole = whole
-        self.keys: dict[int, str] = {}
+    def __init__(
+        self, data: EvalSet, scored: Benchmark, whole: bool, controls: bool, universal: bool, trainer: Trainer
+    ) -> None:
+        self.data, self.benchmark, self.whole = data, scored, whole
+        self.names: dict[int, tuple[str, str, str]] = {}
         self.unread: list[str] = []
         device, world = trainer.lightning_module.device, trainer.world_size
-        self.row = SHUFFLED if data.shuffled else MODEL
-        self.benchmark = benchmark(data.name)
-        self.measures = {m.name: m for m in (PROTOCOLS[p].measure for p in self.benchmark.protocols)}
-        measures = self.measures.values()
-        columns = {f"{m.name}:{c}": k for m in measures for c, k in m.columns.items()} | IDENTITIES
+        measures = [m for p in scored.protocols for m in protocol(p).measures] + [UNIVERSAL] * universal
+        self.measures: dict[str, Measure] = {m.name: m for m in measures}
+        columns = {f"{m.name}:{c}": k for m in self.measures.values() for c, k in m.columns.items()}
+        self.controls: dict[str, Control] = dict(CONTROLS) if controls else {}
+        needed = controls and any(m.needs == "truth" for m in self.measures.values())
+        if needed and (mean := summed_truth(data, trainer)) is not None:
+            self.controls[MEAN_MAP] = partial(mean_map, mean=mean.to(device))
+        counts = data.class_counts()
+        self.majority = max(sorted(counts), key=counts.__getitem__) if counts else None
         self.rows = {
             row: PerSample(
                 len(data),
-                columns,
+                columns | dict(IDENTITIES),
                 allow_unread=data.allow_missing * world,
                 partial=not whole,
                 name=f"{data.name} ({row})",
             ).to(device)
-            for row in [self.row, *(CONTROLS if controls else ())]
+            for row in [data.row, *self.controls]
         }
 
     def add(self, answer: Localization, batch: AVBatch) -> None:
+        B = len(batch)
+        labels = [", ".join(names) for names in batch.label] or [""] * B
+        told = zip(batch.key, labels, batch.negative or [""] * B, strict=True)
         index = batch.index.tolist()
-        self.keys |= {i: key for i, key in zip(index, batch.key, strict=True) if i >= 0}
+        self.names |= {i: t for i, t in zip(index, told, strict=True) if i >= 0}
         self.unread += [key for i, key in zip(index, batch.key, strict=True) if i < 0]
-        heatmaps = {self.row: answer.heatmap}
-        heatmaps |= {row: CONTROLS[row](batch).heatmap for row in self.rows if row != self.row}
-        clips = [key.partition(".")[0] for key in batch.key]  # the frames of a record are named RECORD.f<frame>
-        identities = {"clip": identity(clips, batch), "group": identity(batch.group, batch)}
-        for row, heatmap in heatmaps.items():
-            heatmap = heatmap.detach().float()
-            self.check(heatmap, batch, row)
+        common = identities(batch, partial(hashes, device=batch.device))
+        answers = {self.data.row: answer} | {row: control(batch) for row, control in self.controls.items()}
+        for row, given in answers.items():
+            given = replace(given, heatmap=given.heatmap.detach().float(), confidence=given.confidence.detach().float())
+            self.check(given, batch, row)
+            scored = Scored(self.named(given, batch), batch, self.data.semantic_offset)
             values = {
                 f"{measure.name}:{column}": value
                 for measure in self.measures.values()
-                for column, value in measure.function(heatmap, batch.truth, batch).items()
+                for column, value in measure.function(scored).items()
             }
-            self.rows[row].update(batch.index, **values, **identities)
+            self.rows[row].update(batch.index, **values, **common)
 
-    def check(self, heatmap: Tensor, batch: AVBatch, row: str) -> None:
-        if len(heatmap) != len(batch):
-            raise ValueError(f"{self.data.name}: {row} answered {len(heatmap)} maps for {len(batch)} samples.")
-        good = torch.isfinite(heatmap).flatten(1).all(1) | (batch.index < 0)
+    def named(self, answer: Localization, batch: AVBatch) -> Localization:
+        """For a semantic score, an answer without classes is given the set's most frequent one."""
+        if batch.semantic is None or answer.semantic is not None or answer.label is not None or self.majority is None:
+            return answer
+        return replace(answer, label=torch.full_like(answer.confidence, self.majority, dtype=torch.int64))
+
+    def check(self, answer: Localization, batch: AVBatch, row: str) -> None:
+        if len(answer.heatmap) != len(batch):
+            raise ValueError(f"{self.data.name}: {row} answered {len(answer.heatmap)} maps for {len(batch)} samples.")
+        finite = torch.isfinite(answer.heatmap).flatten(1).all(1) & torch.isfinite(answer.confidence).all(1)
+        good = finite | (batch.index < 0)
         if not bool(good.all()):
             keys = [k for k, ok in zip(batch.key, good.tolist(), strict=True) if not ok]
             raise ValueError(
-                f"{self.data.name}: the heat maps of {len(keys)} samples ({', '.join(keys[:3])}) hold NaN or "
-                "infinity and cannot be scored. Check the checkpoint and the precision of the heat maps."
+                f"{self.data.name}: the heat maps or confidences of {len(keys)} samples ({', '.join(keys[:3])}) hold "
+                "NaN or infinity and cannot be scored. Check the checkpoint and the precision of the heat maps."
             )
-        if batch.truth is None and (needy := [m.name for m in self.measures.values() if m.needs_truth]):
-            raise ValueError(
-                f"{self.data.name}: the batch of {', '.join(batch.key[:3])} has no ground-truth maps, which "
-                f"the measures {', '.join(needy)} need. Only negative/pia does without."
-            )
+        for need, there in (("truth", batch.truth), ("semantic", batch.semantic)):
+            needy = [m.name for m in self.measures.values() if m.needs == need]
+            if there is None and needy:
+                maps = "ground-truth maps" if need == "truth" else "semantic maps"
+                raise ValueError(
+                    f"{self.data.name}: the batch of {', '.join(batch.key[:3])} has no {maps}, which the measures "
+                    f"{', '.join(needy)} need. Name other protocols in evaluator.protocols; negative/pia needs none."
+                )
 
 
-def identity(names: list[str], batch: AVBatch) -> Tensor:
+def hashes(names: list[str], device: torch.device) -> Tensor:
     """One number per name, float64 ``[B]``: 48 bits of its BLAKE2 hash, 0 for ""."""
     numbers = [int.from_bytes(blake2b(n.encode(), digest_size=6).digest(), "big") if n else 0 for n in names]
-    return torch.tensor(numbers or [0] * len(batch), dtype=torch.float64, device=batch.device)
+    return torch.tensor(numbers, dtype=torch.float64, device=device)
 
 
 def description(run: Pass) -> dict[str, Any]:
-    protocol, metric = run.benchmark.primary
+    heading, metric = run.benchmark.primary
     return {
         "samples": len(run.data),
         "published": run.benchmark.published,
         "published_samples": run.benchmark.size,
         "whole": run.whole,
-        "primary": {"protocol": protocol, "metric": metric},
+        "calibration": run.data.calibration,
+        "protocols": list(run.benchmark.protocols),
+        "primary": {"protocol": heading, "metric": metric},
+        "notes": [n for n in (run.benchmark.note, *run.data.notes) if n],
         "counted": {},
         "missing": {},
         "rows": {},
     }
-
-
-def columns_of(measure: Measure, samples: Samples) -> Samples:
-    return {c: samples[f"{measure.name}:{c}"] for c in measure.columns} | {c: samples[c] for c in IDENTITIES}
-
-
-def numbers(scored: Benchmark, samples: Samples) -> dict[str, Summary]:
-    """Every protocol of a benchmark from the per-sample columns of one row."""
-    if not len(samples["index"]):
-        return {}
-    wanted: Iterable[protocols.Protocol] = (PROTOCOLS[name] for name in scored.protocols)
-    return {p.name: p.summary(columns_of(p.measure, samples)) for p in wanted}
 
 
 def named(prefix: str, entry: Mapping[str, Any]) -> dict[str, float]:
@@ -274,53 +300,20 @@ def named(prefix: str, entry: Mapping[str, Any]) -> dict[str, float]:
     primary = entry["primary"]["protocol"]
     out: dict[str, float] = {}
     for row, scores in entry["rows"].items():
-        for protocol, metrics in scores.items():
-            if row != MODEL and protocol != primary:
+        for name, metrics in scores.items():
+            if row != MODEL and name != primary:
                 continue
-            parts = ["" if row == MODEL else row.replace(" ", "_"), "" if protocol == primary else protocol]
+            parts = ["" if row == MODEL else row.replace(" ", "_"), "" if name == primary else name]
             path = "/".join([prefix, *filter(None, parts)])
             out |= {f"{path}/{k}": v for k, v in metrics.items() if not isinstance(v, list)}
     return out
 
 
-def table(name: str, row: str, keys: Mapping[int, str], columns: Samples) -> pd.DataFrame:
-    """One line per sample; the curves of 255 points are left out."""
-    index = columns["index"].tolist()
-    out: dict[str, Any] = {"set": name, "row": row, "index": index, "key": [keys.get(i, "") for i in index]}
-    for column, values in columns.items():
-        if column == "index" or column in IDENTITIES or (width := values.shape[1]) > len(SWEEP):
-            continue
-        ends = [f"@{t:.2f}" for t in SWEEP] if width == len(SWEEP) else [f"[{i}]" for i in range(width)]
-        ends = [""] if width == 1 else ends
-        out |= {column + end: values[:, i].tolist() for i, end in enumerate(ends)}
-    return pd.DataFrame(out)
-
-
-def gathered(keys: dict[int, str], unread: list[str]) -> tuple[dict[int, str], list[str]]:
-    """The keys that all processes met, by index, and those that none could read."""
+def gathered(names: Names, unread: list[str]) -> tuple[Names, list[str]]:
+    """The names that all processes met, by index, and the keys that none could read."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return keys, sorted(unread)
+        return names, sorted(unread)
     shares: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(shares, (keys, unread))
-    met = {i: key for share, _ in shares for i, key in share.items()}
+    torch.distributed.all_gather_object(shares, (names, unread))
+    met = {i: told for share, _ in shares for i, told in share.items()}
     return met, sorted(key for _, share in shares for key in share)
-
-
-def finite(value: Any) -> Any:
-    """The same structure with None for NaN, which JSON does not know."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@contextmanager
-def complete(path: Path) -> Iterator[Path]:
-    """A path to write to; the file gets its own name only when it is complete."""
-    part = path.with_name(path.name + ".part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

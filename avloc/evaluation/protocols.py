@@ -1,60 +1,50 @@
 """The published evaluation protocols, as data.
 
-A protocol is a `Measure` (what is kept of every sample) and a summary (what the table prints), under the
-names of ``facts/metrics.md`` section 12. Protocols that need the same per-sample values share one measure,
-which is then computed once. All metrics are fractions 0..1.
+A protocol is a few measures (what is kept of every sample) and a summary (what the table prints), under the names of
+``facts/metrics.md`` section 12. All metrics are fractions 0..1.
 
-====================  ==========================================================================
-``ciou``              share of samples with cIoU >= 0.5 (the "cIoU" of the tables, not a mean)
-``auc``               area under the share of samples with cIoU >= 0, 0.05 .. 1
-``mean_ciou``         mean cIoU; NaN if a sample has neither truth nor prediction
-``threshold``         where the map was cut, if the protocol searched for it
-``miou``, ``fscore``  AVSBench
-``pia``               share of the image predicted, under sound that is not in the picture
-====================  ==========================================================================
+=========================  =====================================================================================
+``ciou``, ``ciou@30``      share of samples with cIoU >= 0.5 (0.3): the "cIoU" of the tables, not a mean
+``auc``                    area under the share of samples with cIoU >= 0, 0.05 .. 1
+``mean_ciou``              mean cIoU; NaN if a sample has neither truth nor prediction
+``threshold``              where the map was cut, if the protocol searched for it
+``iiou``, ``iauc``         as ciou and auc, over groups whose members must all succeed
+``miou``, ``fscore``       AVSBench; over classes in AVSS
+``ap``, ``max_f1``         over confidences of positives and negatives; ``loc_acc`` visible ones, strictly above 0.5
+``cap``, ``piap``          average precision of the maps of sources
+``fpr``, ``pia``           share of the image predicted; under sound that is not in the picture lower is better
+=========================  =====================================================================================
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from avloc.metrics import avs
-from avloc.metrics.ciou import auc, ciou, success_rate
-from avloc.metrics.maps import flip_minmax, minmax, resize
-from avloc.metrics.thresholds import SWEEP, Operator, area_threshold, median_threshold
-from avloc.types import AVBatch
+from avloc.evaluation import measures as m
+from avloc.evaluation.measures import KINDS, SOURCES, Measure
+from avloc.metrics import avs, extended, interactive, multi, negative, robust, semantic
+from avloc.metrics.ciou import auc, success_curve, success_rate
+from avloc.metrics.thresholds import SWEEP
+from avloc.metrics.universal import GRID
 
-__all__ = ["PROTOCOLS", "Measure", "Protocol", "Samples", "Summary"]
+__all__ = ["PROTOCOLS", "Protocol", "ProtocolError", "Samples", "Summary", "protocol", "summarise_universal"]
 
 Samples = Mapping[str, Tensor]
-"""Per-sample columns, each float64 ``[n, k]``, in the order of the set; beside those of a measure always
-``clip`` (equal for the frames of one clip) and ``group`` (interactive group, 0 for none)."""
+"""Per-sample columns ``<measure>:<column>`` and `avloc.evaluation.measures.IDENTITIES`, each float64 ``[n, k]``, in
+the order of the set."""
 
 Summary = dict[str, "float | list[float]"]
-"""Metric name to value; lists are curves over a sweep, kept for reports and not logged."""
+"""Metric name to value; lists are curves, kept for reports and not logged."""
 
 
-@dataclass(frozen=True)
-class Measure:
-    """What a protocol keeps of every sample.
-
-    Attributes:
-        name: unique; prefixes the columns.
-        columns: name to width k.
-        function: (heat map ``[B, S, H, W]`` float32, truth ``[B, S, G, G]`` or None, batch) to one ``[B, k]``
-            per column.
-        needs_truth: whether a batch without ground-truth maps is an error.
-    """
-
-    name: str
-    columns: Mapping[str, int]
-    function: Callable[[Tensor, Tensor | None, AVBatch], dict[str, Tensor]]
-    needs_truth: bool = True
+class ProtocolError(LookupError):
+    """A protocol that does not exist."""
 
 
 @dataclass(frozen=True)
@@ -63,87 +53,33 @@ class Protocol:
 
     Attributes:
         name: as in ``facts/metrics.md`` section 12.
-        measure: per-sample values.
-        summary: (the measure's columns and the identities) to metrics.
+        measures: per-sample values.
+        summary: all columns of a set to metrics.
+        headline: the metric that a benchmark is judged by.
         note: what a reader of the numbers must know.
     """
 
     name: str
-    measure: Measure
+    measures: tuple[Measure, ...]
     summary: Callable[[Samples], Summary]
+    headline: str = "ciou"
     note: str = ""
 
 
-def joined(heatmap: Tensor, truth: Tensor | None) -> tuple[Tensor, Tensor]:
-    """One map and one truth per sample, on the truth's grid: the largest over the sources.
-
-    Maps of another size are resized bilinearly, align_corners False.
-    """
-    assert truth is not None  # Measure.needs_truth
-    target = truth.amax(1)
-    return resize(heatmap.amax(1), (target.shape[-2], target.shape[-1])), target
-
-
-def cut(
-    heatmap: Tensor,
-    truth: Tensor | None,
-    batch: AVBatch,
-    *,
-    normalise: Callable[[Tensor], Tensor] | None = None,
-    threshold: Callable[[Tensor, Tensor], Tensor],
-    operator: Operator,
-) -> dict[str, Tensor]:
-    """cIoU at one threshold per map."""
-    maps, target = joined(heatmap, truth)
-    maps = normalise(maps) if normalise else maps
-    return {"ciou": ciou(maps, target, threshold(maps, target), operator)}
-
-
-def cut_sweep(heatmap: Tensor, truth: Tensor | None, batch: AVBatch) -> dict[str, Tensor]:
-    return {"ciou": ciou(*joined(heatmap, truth), SWEEP, ">=")}
-
-
-def cut_sources(heatmap: Tensor, truth: Tensor | None, batch: AVBatch) -> dict[str, Tensor]:
-    """cIoU of each of two sources, in the truth's order; a method with one map answers it for both."""
-    assert truth is not None
-    if truth.shape[1] != 2 or heatmap.shape[1] not in (1, 2):
-        raise ValueError(
-            f"mixture/top50 scores two sources; the truth has {truth.shape[1]} and the method gave "
-            f"{heatmap.shape[1]} maps (samples {', '.join(batch.key[:3])}, ...)."
-        )
-    target = truth.flatten(0, 1)
-    maps = heatmap.expand(-1, 2, -1, -1).flatten(0, 1)
-    maps = minmax(resize(maps, (target.shape[-2], target.shape[-1])))
-    return {"ciou": ciou(maps, target, median_threshold(maps), ">=").view(-1, 2)}
-
-
-def score_frames(heatmap: Tensor, truth: Tensor | None, batch: AVBatch) -> dict[str, Tensor]:
-    maps, target = joined(heatmap, truth)
-    return {
-        "iou": avs.iou(maps, target, SWEEP),
-        "curve": avs.fscore_curve(maps, target),
-        "nonempty": (target > 0).flatten(1).any(1),
-    }
-
-
-def score_frames_adaptive(heatmap: Tensor, truth: Tensor | None, batch: AVBatch) -> dict[str, Tensor]:
-    maps, target = joined(heatmap, truth)
-    return {"iou": avs.iou(maps, target, area_threshold(maps, target))}
-
-
-def predicted_share(heatmap: Tensor, truth: Tensor | None, batch: AVBatch, *, threshold: float) -> dict[str, Tensor]:
-    return {"pia": (heatmap.amax(1) >= threshold).flatten(1).double().mean(1)}
-
-
-def summarise_ciou(samples: Samples, column: int = 0) -> Summary:
-    values = samples["ciou"][:, column]
+def of_ciou(values: Tensor) -> Summary:
+    """The three numbers of per-sample cIoU ``[n]``."""
     return {"ciou": success_rate(values).item(), "auc": auc(values).item(), "mean_ciou": values.mean().item()}
 
 
-def summarise_sweep(samples: Samples) -> Summary:
+def box(samples: Samples, measure: Measure, column: int = 0) -> Summary:
+    values = samples[f"{measure.name}:ciou"][:, column]
+    return of_ciou(values) | {"success_rate": success_curve(values).tolist()}
+
+
+def box_sweep(samples: Samples) -> Summary:
     """The row of the best AUC, one threshold for both columns; and, flagged by its name, the best cIoU of all
     rows."""
-    values = samples["ciou"]
+    values = samples["sweep:ciou"]
     rates, areas, means = success_rate(values), auc(values), values.mean(0)
     best, best_rate = int(areas.argmax()), int(rates.argmax())
     return {
@@ -157,11 +93,55 @@ def summarise_sweep(samples: Samples) -> Summary:
         "sweep_ciou": rates.tolist(),
         "sweep_auc": areas.tolist(),
         "sweep_mean_ciou": means.tolist(),
+        "success_rate": success_curve(values[:, best]).tolist(),
     }
 
 
-def summarise_sources(samples: Samples) -> Summary:
-    return summarise_ciou({"ciou": samples["ciou"].reshape(-1, 1)})
+def groups(samples: Samples) -> tuple[Tensor, Tensor, int]:
+    """Which samples belong to a whole group, the number of that group 0..M-1, and how many groups lack a member.
+
+    A sample without a group is a group of one.
+    """
+    own = samples["group"][:, 0]
+    alone = -1.0 - torch.arange(len(own), dtype=own.dtype, device=own.device)
+    number, count = torch.where(own == 0, alone, own).unique(return_inverse=True, return_counts=True)[1:]
+    whole = count[number] >= samples["group_size"][:, 0]
+    lacking = len(number[~whole].unique())
+    return whole, number[whole].unique(return_inverse=True)[1], lacking
+
+
+def of_groups(values: Tensor, number: Tensor) -> tuple[float, float]:
+    """Share of groups that succeed at 0.5, and the area under that share over the levels."""
+    least = interactive.group_minima(values, number)
+    return success_rate(least).item(), auc(least).item()
+
+
+def grouped(samples: Samples) -> Summary:
+    whole, number, lacking = groups(samples)
+    fixed, adaptive = samples["top50-strict:ciou"][:, 0], samples["adaptive:ciou"][:, 0]
+    out: Summary = {}
+    out["iiou"], out["iauc"] = of_groups(fixed[whole], number)
+    out["iiou_adap"], out["iauc_adap"] = of_groups(adaptive[whole], number)
+    out |= {"ciou": success_rate(fixed).item(), "auc": auc(fixed).item()}
+    out |= {"ciou_adap": success_rate(adaptive).item(), "auc_adap": auc(adaptive).item()}
+    return out | {"n_groups": float(number.max() + 1) if len(number) else 0.0, "n_incomplete_groups": float(lacking)}
+
+
+def grouped_sweep(samples: Samples) -> Summary:
+    """At the one of 19 thresholds with the best area over samples."""
+    values = samples["sweep:ciou"]
+    best = int(auc(values).argmax())
+    whole, number, lacking = groups(samples)
+    iiou, iauc = of_groups(values[whole][:, best], number)
+    return {
+        "iiou": iiou,
+        "iauc": iauc,
+        "ciou": success_rate(values[:, best]).item(),
+        "auc": auc(values[:, best]).item(),
+        "threshold": SWEEP[best],
+        "n_groups": float(number.max() + 1) if len(number) else 0.0,
+        "n_incomplete_groups": float(lacking),
+    }
 
 
 def batches(samples: Samples, videos: int) -> Tensor:
@@ -173,24 +153,30 @@ def batches(samples: Samples, videos: int) -> Tensor:
 
 
 def frame_columns(samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
-    return samples["iou"], samples["curve"], samples["nonempty"][:, 0] > 0
+    return samples["frames:iou"], samples["frames:curve"], samples["frames:nonempty"][:, 0] > 0
 
 
-def summarise_batches(samples: Samples, videos: int, threshold: float) -> Summary:
+def of_batches(samples: Samples, videos: int, threshold: float) -> Summary:
     iou, curves, nonempty = frame_columns(samples)
     batch = batches(samples, videos)
     miou = avs.batch_means(iou[:, SWEEP.index(threshold)], batch).mean()
     return {"miou": miou.item(), "fscore": avs.batch_fscores(curves, nonempty, batch).mean().item()}
 
 
-def summarise_dataset(samples: Samples) -> Summary:
+def of_dataset(samples: Samples) -> Summary:
     iou, curves, nonempty = frame_columns(samples)
     fscore, threshold = avs.dataset_fscore(curves, nonempty)
     miou = iou[:, SWEEP.index(0.5)].mean()
-    return {"miou": miou.item(), "fscore": fscore.item(), "fscore_threshold": threshold.item()}
+    curve = curves[nonempty].sum(0) / nonempty.sum().clamp(min=1)
+    return {
+        "miou": miou.item(),
+        "fscore": fscore.item(),
+        "fscore_threshold": threshold.item(),
+        "fscore_curve": curve.tolist(),
+    }
 
 
-def summarise_acl_frames(samples: Samples) -> Summary:
+def acl_frames(samples: Samples) -> Summary:
     iou, curves, nonempty = frame_columns(samples)
     mious = avs.batch_means(iou, batches(samples, 1)).mean(0)
     best = int(mious.argmax())
@@ -203,91 +189,358 @@ def summarise_acl_frames(samples: Samples) -> Summary:
     }
 
 
-def summarise_adaptive_frames(samples: Samples) -> Summary:
-    return {"miou": samples["iou"].mean().item()}
+def adaptive_frames(samples: Samples) -> Summary:
+    curves, nonempty = samples["frames:curve"], samples["frames:nonempty"][:, 0] > 0
+    values = samples["frames-adaptive:ciou"][:, 0]
+    return {
+        "miou": samples["frames-adaptive:iou"].mean().item(),
+        "fscore": avs.dataset_fscore(curves, nonempty)[0].item(),
+        "ciou": success_rate(values).item(),
+        "auc": auc(values).item(),
+        "pia": samples["frames-adaptive:share"].mean().item(),
+    }
 
 
-def summarise_pia(samples: Samples) -> Summary:
-    """``auc``: area under the share of samples with pIA <= 0, 0.05 .. 1 (vssl_eval's <=), larger is
-    better."""
-    pia = samples["pia"][:, 0]
-    levels = torch.tensor([0.05 * i for i in range(21)], dtype=torch.float64, device=pia.device)
-    curve = (pia <= levels[:, None]).double().mean(1)
-    return {"pia": pia.mean().item(), "auc": torch.trapezoid(curve, levels).item()}
+def sureness(samples: Samples, column: str) -> tuple[Tensor, Tensor]:
+    return samples[f"sureness:{column}"][:, 0], samples["sureness:visible"][:, 0] > 0
 
 
-def median(maps: Tensor, truth: Tensor) -> Tensor:
-    return median_threshold(maps)
+def slavc(samples: Samples, values: Tensor, levels: tuple[float, ...] = (0.5, 0.75)) -> Summary:
+    """SLAVC's numbers of per-sample cIoU ``[n]`` under its own confidence."""
+    confidence, visible = sureness(samples, "top_quarter")
+    given = (values, confidence, visible)
+    out: Summary = {
+        "ap": extended.average_precision(*given).item(),
+        "max_f1": extended.max_f1(*given, rounded=True).item(),
+        "loc_acc": extended.loc_acc(values, visible).item(),
+        "max_f1_unrounded": extended.max_f1(*given).item(),
+        "f1_at_half": extended.f1_at(*given).item(),
+        "auc": auc(values[visible]).item(),
+        "ciou": success_rate(values[visible]).item(),
+    }
+    others = [level for level in levels if level != 0.5]
+    return out | {f"ap@{100 * level:.0f}": extended.average_precision(*given, level=level).item() for level in others}
 
 
-ONE = {"ciou": 1}
-FRAMES = Measure("frames", {"iou": len(SWEEP), "curve": len(avs.THRESHOLDS), "nonempty": 1}, score_frames)
-BOX_SWEEP = Measure("sweep", {"ciou": len(SWEEP)}, cut_sweep)
-TOP50 = Measure("top50", ONE, partial(cut, normalise=minmax, threshold=median, operator=">="))
-STRICT = Measure("top50-strict", ONE, partial(cut, normalise=minmax, threshold=median, operator=">"))
-LVS = Measure("lvs", ONE, partial(cut, normalise=flip_minmax, threshold=median, operator="lvs"))
-MEDIAN = Measure("median", ONE, partial(cut, threshold=median, operator=">="))
-ADAPTIVE = Measure("adaptive", ONE, partial(cut, normalise=minmax, threshold=area_threshold, operator=">"))
-ADAPTIVE_GE = Measure("adaptive-ge", ONE, partial(cut, threshold=area_threshold, operator=">="))
+def extended_half(samples: Samples, measure: Measure = m.TOP50) -> Summary:
+    return slavc(samples, samples[f"{measure.name}:ciou"][:, 0])
 
-BOXES: dict[str, tuple[Measure, Callable[[Samples], Summary], str]] = {
-    "acl": (
-        BOX_SWEEP,
-        summarise_sweep,
-        "19 fixed thresholds, >=; the row of the best AUC, chosen on this set",
-    ),
-    "fixed": (BOX_SWEEP, partial(summarise_ciou, column=SWEEP.index(0.5)), "map >= 0.5"),
-    "median": (
-        MEDIAN,
-        summarise_ciou,
-        "the larger half of the map, >=, no normalisation (ACL-SSL, thr=None)",
-    ),
-    "top50": (TOP50, summarise_ciou, "min-max, sorted index HW//2, >= (EZ-VSL, SLAVC)"),
-    "top50-strict": (STRICT, summarise_ciou, "min-max, sorted index HW//2, > (SSLalign)"),
-    "lvs": (LVS, summarise_ciou, "negate, min-max, flip; > or >= 1 (LVS)"),
-    "adaptive": (ADAPTIVE, summarise_ciou, "as many pixels as the truth has, > (SSLalign)"),
-    "adaptive-ge": (ADAPTIVE_GE, summarise_ciou, "as many pixels as the truth has, >= (ACL-SaN)"),
+
+def extended_absolute(samples: Samples) -> Summary:
+    return slavc(samples, samples["sweep-eps:ciou"][:, SWEEP.index(0.5)])
+
+
+def extended_acl(samples: Samples) -> Summary:
+    """The row of the best AP among 19 thresholds, chosen on this set."""
+    confidence, visible = sureness(samples, "own")
+    values = samples["sweep-eps:ciou"]
+    aps = extended.average_precision(values, confidence, visible)
+    f1s = extended.max_f1(values, confidence, visible, rounded=True)
+    best, best_f1 = int(aps.argmax()), int(f1s.argmax())
+    return {
+        "ap": aps[best].item(),
+        "max_f1": f1s[best].item(),
+        "loc_acc": extended.loc_acc(values[:, best], visible).item(),
+        "threshold": SWEEP[best],
+        "column_best_max_f1": f1s[best_f1].item(),
+        "column_best_max_f1_threshold": SWEEP[best_f1],
+        "sweep_threshold": list(SWEEP),
+        "sweep_ap": aps.tolist(),
+        "sweep_max_f1": f1s.tolist(),
+    }
+
+
+def extended_exact(samples: Samples) -> Summary:
+    """Textbook AP at the same threshold as `extended_acl`, with the whole curve."""
+    confidence, visible = sureness(samples, "own")
+    values = samples["sweep-eps:ciou"]
+    best = int(extended.average_precision(values, confidence, visible).argmax())
+    curve = extended.exact_curve(values[:, best], confidence, visible)
+    few = torch.linspace(0, max(len(curve.precision) - 1, 0), min(len(curve.precision), 400)).round().long()
+    return {
+        "ap": extended.exact_average_precision(curve).item(),
+        "max_f1": extended.exact_max_f1(curve).item(),
+        "threshold": SWEEP[best],
+        "pr_precision": curve.precision[few].tolist(),
+        "pr_recall": curve.recall[few].tolist(),
+        "pr_confidence": curve.thresholds[few].tolist(),
+    }
+
+
+def share(samples: Samples) -> Summary:
+    """Over the samples in which nothing visible sounds; over all where that is no sample at all."""
+    quiet = samples["sounding"][:, 0] == 0
+    quiet = quiet if quiet.any() else torch.ones_like(quiet)
+    pia = samples["pia:pia"][quiet]
+    half = pia[:, SWEEP.index(0.5)]
+    out: Summary = {"pia": half.mean().item(), "auc": negative.share_auc(half).item()}
+    kinds = samples["negative"][quiet, 0]
+    for i, kind in enumerate(KINDS):
+        if i and (kinds == i).any():
+            out[f"pia_{kind}"] = half[kinds == i].mean().item()
+    return out | {"sweep_threshold": list(SWEEP), "sweep_pia": pia.mean(0).tolist()}
+
+
+def conditions(samples: Samples, videos: Mapping[str, int]) -> dict[str, Summary]:
+    """AVSBench's numbers and FPR under each sound condition that the set holds."""
+    out = {}
+    for i, kind in enumerate(KINDS):
+        of_kind = samples["negative"][:, 0] == i
+        if of_kind.any():
+            part = {name: values[of_kind] for name, values in samples.items()}
+            batch = batches(part, videos.get(kind, 1))
+            fpr = avs.batch_means(part["frames:share"][:, 0], batch).mean()
+            out[kind or "positive"] = of_batches(part, videos.get(kind, 1), 0.5) | {"fpr": fpr.item()}
+    return out
+
+
+def robust_conditions(samples: Samples, videos: Mapping[str, int]) -> Summary:
+    found = conditions(samples, videos)
+    return {f"{metric}_{kind}": value for kind, scores in found.items() for metric, value in scores.items()}
+
+
+def robust_global(samples: Samples, videos: Mapping[str, int]) -> Summary:
+    found = conditions(samples, videos)
+    quiet = [scores for kind, scores in found.items() if kind != "positive"]
+    if "positive" not in found or not quiet:
+        return {"gmiou": float("nan"), "gf": float("nan"), "gfpr": float("nan")}
+
+    def score(metric: str) -> float:
+        values = torch.tensor([s[metric] for s in quiet], dtype=torch.float64)
+        return robust.global_inferred(torch.tensor(found["positive"][metric], dtype=torch.float64), values).item()
+
+    gfpr = sum(float(s["fpr"]) for s in quiet if isinstance(s["fpr"], float)) / len(quiet)
+    return {"gmiou": score("miou"), "gf": score("fscore"), "gfpr": gfpr}
+
+
+def counts(samples: Samples, number: int, suffix: str = "") -> semantic.LabelCounts:
+    return semantic.LabelCounts(*(samples[f"classes{number}:{c}{suffix}"] for c in semantic.LabelCounts._fields))
+
+
+def semantic_frames(
+    samples: Samples, number: int, drop_first: bool = False, drop_last: bool = False, seen_only: bool = False
+) -> Summary:
+    pixels = counts(samples, number)
+    there = semantic.present(pixels)
+    ious = semantic.class_means(semantic.class_iou(pixels), there)
+    fscores = semantic.class_means(semantic.class_fscore(pixels), there)
+    seen = there.any(0) if seen_only else None
+    return {
+        "miou": semantic.mean_over_classes(ious, drop_first, drop_last, seen).item(),
+        "fscore": semantic.mean_over_classes(fscores, drop_first, drop_last, seen).item(),
+        "class_miou": ious.tolist(),
+        "class_fscore": fscores.tolist(),
+    }
+
+
+def semantic_dataset(samples: Samples, number: int) -> Summary:
+    sums = [c.sum(0) for c in counts(samples, number, "_valid")]
+    scores = semantic.dataset_scores(*sums)
+    names = {"miou": scores.miou, "fscore": scores.f03, "f1": scores.f1, "fdr": scores.fdr, "accuracy": scores.accuracy}
+    return {name: value.item() for name, value in names.items()}
+
+
+def summarise_universal(samples: Samples, place: int) -> Summary:
+    """At the universal threshold: overlap where something sounds, share of the image predicted where nothing does."""
+    sounding = samples["sounding"][:, 0] > 0
+    out: Summary = {"threshold": float(GRID[place])}
+    if sounding.any():
+        values = samples["universal:ciou"][sounding, place]
+        out |= {"iou": values.mean().item(), "ciou": success_rate(values).item(), "auc": auc(values).item()}
+    if not sounding.all():
+        out["fpr"] = samples["universal:share"][~sounding, place].mean().item()
+    return out
+
+
+def known(values: Tensor) -> Tensor:
+    """The sources that exist, in one row; NaN marks the others."""
+    return values[~values.isnan()]
+
+
+def of_sources(samples: Samples) -> Summary:
+    values = known(samples["sources:ciou"])
+    return {
+        "cap": known(samples["sources:ap"]).mean().item(),
+        "ciou@10": success_rate(values, 0.1).item(),
+        "ciou@30": success_rate(values, 0.3).item(),
+        "ciou@50": success_rate(values, 0.5).item(),
+        "auc": auc(values).item(),
+        "piap": samples["sources:piap"].mean().item(),
+        "success_rate": success_curve(values).tolist(),
+    }
+
+
+def of_tvsl(samples: Samples) -> Summary:
+    """``ciou@30`` is the mean cIoU of maps cut at 0.3, not a success rate."""
+    ciou, iou = (samples[f"tvsl:{c}"].unflatten(1, (SOURCES, -1)) for c in ("ciou", "iou"))
+    out: Summary = {"cap": known(samples["tvsl:ap"]).mean().item()}
+    for i, at in enumerate(m.CUTS):
+        values = ciou[..., i][~iou[..., i].isnan()]  # a source that exists has an IoU, be its cIoU 0/0
+        out[f"ciou@{100 * at:.0f}"] = values.mean().item()
+        out[f"iou@{100 * at:.0f}"] = known(iou[..., i]).mean().item()
+        out[f"auc@{100 * at:.0f}"] = auc(values).item()
+    return out | {"auc": out["auc@30"]}
+
+
+def of_noprior(samples: Samples) -> Summary:
+    values = known(samples["noprior:ciou"])
+    return {
+        "cap": known(samples["noprior:ap"]).mean().item(),
+        "piap": known(samples["noprior:piap"]).mean().item(),
+        "ciou@30": success_rate(values, 0.3).item(),
+        "ciou@50": success_rate(values, 0.5).item(),
+        "auc": auc(values).item(),
+        "count_accuracy": multi.count_accuracy(samples["noprior:count"], samples["noprior:sources"]).item(),
+    }
+
+
+def of_avgn(samples: Samples) -> Summary:
+    values = samples["top50:ciou"][:, 0]
+    visible = sureness(samples, "top_quarter")[1]
+    out = slavc(samples, values, (0.3, 0.5, 0.75))
+    out |= {f"precision@{100 * at:.0f}": extended.loc_acc(values, visible, at).item() for at in (0.1, 0.3, 0.5)}
+    return out | {"piap": samples["pixels:swapped"].mean().item()}
+
+
+def of_single(samples: Samples) -> Summary:
+    values = samples["top50:ciou"][:, 0]
+    rates: Summary = {f"iou@{100 * at:.0f}": success_rate(values, at).item() for at in (0.3, 0.5)}
+    return {"ap": samples["pixels:ap"].mean().item(), **rates, "auc": auc(values).item()}
+
+
+BOXES: dict[str, tuple[Measure, Callable[[Samples], Summary] | None, str]] = {
+    "acl": (m.BOX_SWEEP, box_sweep, "19 fixed thresholds, >=; the row of the best AUC, chosen on this set"),
+    "fixed": (m.BOX_SWEEP, partial(box, measure=m.BOX_SWEEP, column=SWEEP.index(0.5)), "map >= 0.5"),
+    "median": (m.MEDIAN, None, "the larger half of the map, >=, no normalisation (ACL-SSL, thr=None)"),
+    "top50": (m.TOP50, None, "min-max, sorted index HW//2, >= (EZ-VSL, SLAVC)"),
+    "top50-strict": (m.STRICT, None, "min-max, sorted index HW//2, > (SSLalign)"),
+    "lvs": (m.LVS, None, "negate, min-max, flip; > or >= 1 (LVS)"),
+    "adaptive": (m.ADAPTIVE, None, "as many pixels as the truth has, > (SSLalign)"),
+    "adaptive-ge": (m.ADAPTIVE_GE, None, "as many pixels as the truth has, >= (ACL-SaN)"),
+}
+SOUNDS = (m.BOX_SWEEP_EPS, m.SURENESS)
+HALVES = (m.TOP50, m.SURENESS)
+FRAMES = (m.FRAMES,)
+S4_VIDEOS = dict.fromkeys(("silence", "noise", "offscreen"), 2)
+
+
+SEMANTIC: dict[str, tuple[Callable[..., Summary], str]] = {
+    "official": (semantic_frames, "per frame and class, then over all classes with the background, unseen ones 0"),
+    "seen": (partial(semantic_frames, seen_only=True), "over the classes seen"),
+    "drop-first": (partial(semantic_frames, drop_first=True), "without the background"),
+    "drop-last": (partial(semantic_frames, drop_last=True), "AVSBench's noBg: without the last class"),
+    "dataset": (semantic_dataset, "from the pixel sums of the whole set (CAVP)"),
 }
 
 ALL = [
-    *(Protocol(f"{test}/{name}", *rule) for test in ("vggss", "flickr") for name, rule in BOXES.items()),
-    Protocol("avs/dataset", FRAMES, summarise_dataset, "map > 0.5; F from the mean curve of the whole set"),
-    Protocol(
-        "avs/acl",
-        FRAMES,
-        summarise_acl_frames,
-        "best of 19 thresholds, chosen on this set, >; F of the whole set",
+    *(
+        Protocol(f"{test}/{name}", (measure,), summary or partial(box, measure=measure), note=note)
+        for test in ("vggss", "flickr")
+        for name, (measure, summary, note) in BOXES.items()
     ),
+    Protocol(
+        "interactive/is3", (m.STRICT, m.ADAPTIVE), grouped, "iiou", "all members of a group must succeed (SSLalign)"
+    ),
+    Protocol(
+        "interactive/acl",
+        (m.BOX_SWEEP,),
+        grouped_sweep,
+        "iiou",
+        "all members of a group; the one of 19 thresholds with the best AUC, chosen on this set",
+    ),
+    Protocol(
+        "extended/acl", SOUNDS, extended_acl, "ap", "the method's confidence; the best of 19 thresholds, on this set"
+    ),
+    Protocol(
+        "extended/slavc",
+        HALVES,
+        extended_half,
+        "ap",
+        "top50; confidence is the mean of the map's largest quarter; max-F1 over some ten thresholds, rounded",
+    ),
+    Protocol("extended/slavc-absolute", SOUNDS, extended_absolute, "ap", "as extended/slavc with map >= 0.5"),
+    Protocol("extended/exact", SOUNDS, extended_exact, "ap", "textbook AP and max-F1 over all confidences"),
+    Protocol("avs/dataset", FRAMES, of_dataset, "miou", "map > 0.5; F from the mean curve of the whole set"),
+    Protocol("avs/acl", FRAMES, acl_frames, "miou", "best of 19 thresholds, chosen on this set, >; F of the whole set"),
     Protocol(
         "avs/official",
         FRAMES,
-        partial(summarise_batches, videos=4, threshold=0.5),
+        partial(of_batches, videos=4, threshold=0.5),
+        "miou",
         "map > 0.5; F is a maximum per batch of 4 videos (AVSBench)",
     ),
     Protocol(
         "avs/gavs",
         FRAMES,
-        partial(summarise_batches, videos=1, threshold=SWEEP[7]),
+        partial(of_batches, videos=1, threshold=SWEEP[7]),
+        "miou",
         "map > 0.4; F is a maximum per video (GAVS)",
     ),
     Protocol(
         "avs/adaptive",
-        Measure("frames-adaptive", {"iou": 1}, score_frames_adaptive),
-        summarise_adaptive_frames,
+        (m.FRAMES, m.FRAMES_ADAPTIVE),
+        adaptive_frames,
+        "miou",
         "as many pixels as the truth has, > (third party: ACL-SaN)",
     ),
-    Protocol(
-        "mixture/top50",
-        Measure("mixture-top50", {"ciou": 2}, cut_sources),
-        summarise_sources,
-        "each of two sources on its own map, top50; own definition, values are over sources",
+    *(
+        Protocol(f"{family}/{name}", (m.classes(number),), partial(summary, number=number), "miou", note)
+        for family, number in (("avss", 71), ("avss17", 17))  # the latter is the embedded world's
+        for name, (summary, note) in SEMANTIC.items()
     ),
     Protocol(
-        "negative/pia",
-        Measure("pia", {"pia": 1}, partial(predicted_share, threshold=0.5), needs_truth=False),
-        summarise_pia,
-        "share of the image with map >= 0.5; lower is better",
+        "robust/avsbench",
+        FRAMES,
+        partial(robust_conditions, videos={}),
+        "miou_positive",
+        "batches of one video; under negative sound against the original mask, lower is better",
     ),
+    Protocol(
+        "robust/s4",
+        FRAMES,
+        partial(robust_conditions, videos=S4_VIDEOS),
+        "miou_positive",
+        "batches of one video, of two under negative sound; against the original mask, lower is better",
+    ),
+    Protocol(
+        "robust/global-inferred",
+        FRAMES,
+        partial(robust_global, videos={}),
+        "gmiou",
+        "not official: harmonic mean of the positive score and 1 - mean negative score; no code was published",
+    ),
+    Protocol("negative/pia", (m.PIA,), share, "pia", "share of the image with map >= 0.5; lower is better"),
+    Protocol(
+        "single/tvsl",
+        (m.TOP50, m.PIXELS),
+        of_single,
+        "ap",
+        "AP of the map's pixels; IoU@ and AUC of the larger half. The release cannot run this table: own definition",
+    ),
+    Protocol("multi/sources", (m.OWN_SOURCES,), of_sources, "cap", "each source on its own map, top50; AP of the map"),
+    Protocol(
+        "multi/tvsl",
+        (m.TVSL,),
+        of_tvsl,
+        "cap",
+        "CIoU@ is the mean cIoU of the map cut there; non-binary truth has no AP",
+    ),
+    Protocol(
+        "multi/noprior", (m.NOPRIOR,), of_noprior, "ciou@30", "tiles cut at their median; greedy matching; binary AP"
+    ),
+    Protocol("multi/avgn", (*HALVES, m.PIXELS), of_avgn, "ap", "as extended/slavc; PIAP with swapped arguments"),
 ]
 
 PROTOCOLS: dict[str, Protocol] = {p.name: p for p in ALL}
+
+
+def protocol(name: str) -> Protocol:
+    """The protocol of that name.
+
+    Raises:
+        ProtocolError: there is none; the message names the nearest ones.
+    """
+    if name not in PROTOCOLS:
+        near = get_close_matches(name, PROTOCOLS, n=3) or sorted(PROTOCOLS)
+        raise ProtocolError(f"There is no protocol {name!r}. Did you mean {', '.join(near)}?")
+    return PROTOCOLS[name]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from avloc.metrics.thresholds import Operator, mass_above
+from avloc.metrics.thresholds import Operator, count_above
 
 __all__ = ["BETA2", "THRESHOLDS", "batch_fscores", "batch_means", "dataset_fscore", "fscore_curve", "iou"]
 
@@ -33,10 +33,8 @@ def iou(maps: Tensor, truth: Tensor, thresholds: Tensor | Sequence[float] = (0.5
     Returns:
         float64 ``[N, K]``. AVSBench adds 1e-7 to the union, which float32 loses; it is left out here.
     """
-    mask = truth > 0
-    hit, predicted = mass_above(maps, [mask, torch.ones_like(mask)], thresholds, operator)
-    area = mask.flatten(1).double().sum(1, keepdim=True)
-    return torch.where(area == 0, 1 - predicted / mask[0].numel(), hit / (area + predicted - hit))
+    hit, _, wrong, area = count_above(maps, truth, thresholds, operator, mask=True)
+    return torch.where(area == 0, 1 - wrong / truth.shape[1:].numel(), hit / (area + wrong))
 
 
 def fscore_curve(maps: Tensor, truth: Tensor) -> Tensor:
@@ -52,10 +50,8 @@ def fscore_curve(maps: Tensor, truth: Tensor) -> Tensor:
     Returns:
         float64 ``[N, 255]``. Frames without ground truth have 0 everywhere; the averages below skip them.
     """
-    mask = truth > 0
-    hit, predicted = mass_above(maps, [mask, torch.ones_like(mask)], THRESHOLDS, ">=")
-    area = mask.flatten(1).double().sum(1, keepdim=True)
-    return torch.where(hit > 0, (1 + BETA2) * hit / (BETA2 * area + predicted), 0.0)
+    hit, _, wrong, area = count_above(maps, truth, THRESHOLDS, ">=", mask=True)
+    return torch.where(hit > 0, (1 + BETA2) * hit / (BETA2 * area + hit + wrong), 0.0)
 
 
 def dataset_fscore(curves: Tensor, nonempty: Tensor) -> tuple[Tensor, Tensor]:

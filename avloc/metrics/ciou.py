@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from avloc.metrics.thresholds import Operator, mass_above
+from avloc.metrics.thresholds import Operator, count_above
 
 __all__ = ["auc", "ciou", "success_curve", "success_rate"]
 
@@ -42,8 +42,8 @@ def ciou(
     Returns:
         float64 ``[N, K]``. Without ground truth: 0 if anything is predicted, else NaN (0/0; 0 with ``eps``).
     """
-    hit, wrong = mass_above(maps, [truth, truth == 0], thresholds, operator)
-    return hit / (truth.flatten(1).double().sum(1, keepdim=True) + wrong + eps)
+    above = count_above(maps, truth, thresholds, operator)
+    return above.hit / (above.total + above.wrong + eps)
 
 
 def success_rate(values: Tensor, level: float = 0.5) -> Tensor:

@@ -50,7 +50,8 @@ def minmax(maps: Tensor) -> Tensor:
     """
     low = maps.amin((-2, -1), keepdim=True)
     span = maps.amax((-2, -1), keepdim=True) - low
-    return torch.where(span > 0, (maps - low) / span, maps)
+    constant = ~(span > 0)
+    return (maps - low.masked_fill(constant, 0)) / span.masked_fill(constant, 1)
 
 
 def flip_minmax(maps: Tensor) -> Tensor:

@@ -119,6 +119,13 @@ class PerSample(Metric):
         rows = self.values[index].split(list(self.columns.values()), dim=1)
         return {**dict(zip(self.columns, rows, strict=True)), "index": index}
 
+    def table(self) -> dict[str, Tensor]:
+        """`compute` in its documented shapes: torchmetrics turns the columns of a single sample into scalars."""
+        rows = self.compute()
+        return {name: rows[name].reshape(-1, width) for name, width in self.columns.items()} | {
+            "index": rows["index"].reshape(-1)
+        }
+
 
 def some(rows: Tensor) -> str:
     places = rows.nonzero()[:, 0].tolist()

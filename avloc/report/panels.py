@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Panel", "gallery", "overlap", "overlay", "page", "panel_strip", "png", "wav"]
+__all__ = ["Panel", "gallery", "jpeg", "overlap", "overlay", "page", "panel_strip", "png", "wav"]
 
 Pixels = NDArray[np.uint8]
 GREEN = (64, 255, 96)
@@ -153,6 +153,16 @@ def png(picture: Pixels) -> bytes:
     """A picture uint8 ``[H, W, 3]`` as PNG."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
+
+
+def jpeg(picture: Pixels, height: int) -> bytes:
+    """A picture uint8 ``[H, W, 3]`` as JPEG, made smaller where it is higher than ``height``."""
+    image = Image.fromarray(picture)
+    if image.height > height:
+        image = image.resize((round(image.width * height / image.height), height), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
     return file.getvalue()
 
 

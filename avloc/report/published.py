@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["Paper", "PublishedError", "Reference", "Row", "Table", "Value", "find", "load", "papers"]
+__all__ = ["Paper", "PublishedError", "Reference", "Row", "Table", "Value", "find", "find_table", "load", "papers"]
 
 FOLDER = Path(__file__).parent / "published"
 LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # leaves every scalar a string
@@ -98,12 +98,27 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One table of a paper."""
+    """One table of a paper.
+
+    Attributes:
+        id: its number as printed.
+        caption: what it shows.
+        benchmarks: test sets, in the paper's order.
+        rows: as printed; a row may stand in several blocks.
+        doubts: what could not be taken at face value about any of its rows.
+    """
 
     id: str
     caption: str
     benchmarks: tuple[str, ...]
     rows: tuple[Row, ...]
+    doubts: tuple[str, ...]
+
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        """(benchmark, metric) of every column, the benchmarks in the paper's order."""
+        found = dict.fromkeys((v.benchmark, v.metric) for row in self.rows for v in row.values)
+        return sorted(found, key=lambda column: self.benchmarks.index(column[0]))
 
 
 @dataclass(frozen=True)
@@ -140,6 +155,30 @@ def load(paper: str) -> Paper:
     return Paper(about["key"], about["title"], about["authors"], venue, year, tables)
 
 
+def find_table(paper: str, table: str) -> Table:
+    """A paper's table with one row per method, which holds the cells of all blocks in which it is printed.
+
+    Raises:
+        PublishedError: there is no such paper or table; the message lists those that exist.
+    """
+    tables = {t.id: t for t in load(paper).tables}
+    if str(table) not in tables:
+        raise PublishedError(f"Paper {paper!r} has no table {table!r}; there are {', '.join(tables)}.")
+    found = tables[str(table)]
+    blocks: dict[tuple[str, str | None, bool], list[Row]] = {}
+    for row in found.rows:
+        blocks.setdefault((row.method, row.variant, bool(row.flags["ogl"])), []).append(row)
+    rows = tuple(
+        replace(
+            same[0],
+            values=tuple(v for r in same for v in r.values),
+            doubts=tuple(dict.fromkeys(d for r in same for d in r.doubts)),
+        )
+        for same in blocks.values()
+    )
+    return replace(found, rows=rows)
+
+
 def find(paper: str, table: str, method: str, variant: str | None = None, ogl: bool = False) -> Row:
     """One row of a paper's table, with the cells of all blocks in which the table is printed.
 
@@ -152,27 +191,20 @@ def find(paper: str, table: str, method: str, variant: str | None = None, ogl: b
     Raises:
         PublishedError: there is no such row; the message lists the table's rows.
     """
-    tables = {t.id: t for t in load(paper).tables}
-    if str(table) not in tables:
-        raise PublishedError(f"Paper {paper!r} has no table {table!r}; there are {', '.join(tables)}.")
-    rows = tables[str(table)].rows
-    blocks = [r for r in rows if (r.method, r.variant, bool(r.flags["ogl"])) == (method, variant, ogl)]
-    if not blocks:
-        names = "; ".join(dict.fromkeys(r.name for r in rows))
-        wanted = f"{method} ({variant})" if variant else method
-        raise PublishedError(f"Table {table} of {paper!r} has no row {wanted!r} with ogl={ogl}; its rows are: {names}.")
-    return replace(
-        blocks[0],
-        values=tuple(v for r in blocks for v in r.values),
-        doubts=tuple(dict.fromkeys(d for r in blocks for d in r.doubts)),
-    )
+    rows = find_table(paper, table).rows
+    for row in rows:
+        if (row.method, row.variant, bool(row.flags["ogl"])) == (method, variant, ogl):
+            return row
+    names = "; ".join(row.name for row in rows)
+    wanted = f"{method} ({variant})" if variant else method
+    raise PublishedError(f"Table {table} of {paper!r} has no row {wanted!r} with ogl={ogl}; its rows are: {names}.")
 
 
 def read_table(table: dict[str, Any], doubts: list[dict[str, str]]) -> Table:
     mine = [d for d in doubts if concerns_table(d["table"], table["id"])]
     names = [n for r in table["rows"] for n in (r["method"], nullable(r["variant"])) if n]
     rows = tuple(read_row(row, table.get("trained_on", "null"), mine, names) for row in table["rows"])
-    return Table(table["id"], table["caption"], tuple(table["benchmarks"]), rows)
+    return Table(table["id"], table["caption"], tuple(table["benchmarks"]), rows, tuple(map(told, mine)))
 
 
 def read_row(row: dict[str, Any], trained_on: str, doubts: list[dict[str, str]], names: list[str]) -> Row:
@@ -187,11 +219,15 @@ def read_row(row: dict[str, Any], trained_on: str, doubts: list[dict[str, str]],
             Value(v["benchmark"], v["metric"], v["value"], v["unit"], nullable(v["threshold"])) for v in row["values"]
         ),
         doubts=tuple(
-            f"{d['cell']}: {d['note']}"
+            told(d)
             for d in doubts
             if any(mentions(d["cell"], n) for n in own) or not any(mentions(d["cell"], n) for n in names)
         ),
     )
+
+
+def told(doubt: dict[str, str]) -> str:
+    return f"{doubt['cell']}: {doubt['note']}"
 
 
 def concerns_table(tables: str, table: str) -> bool:

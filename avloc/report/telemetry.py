@@ -22,13 +22,16 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from wandb.sdk.lib import wbauth
 
 from avloc.methods.base import Localizer
-from avloc.report.panels import Panel, gallery, overlay, page
+from avloc.report.panels import THRESHOLD, Panel, gallery, jpeg, overlay, page, panel_strip, wav
 from avloc.report.published import Reference
+from avloc.report.results import MODEL
 from avloc.types import AVBatch, Localization
 
 __all__ = ["Panels", "Provenance", "Throughput", "default_loggers", "git_state", "wandb_offline"]
 
 PACKAGE = Path(__file__).resolve().parents[1]
+HEIGHT = 224
+"""Of a picture that a test keeps, in pixels."""
 PACKAGES = (
     "avloc",
     "torch",
@@ -108,25 +111,34 @@ class Throughput(Callback):
 
 
 class Panels(Callback):
-    """Pictures with sound of the first samples of each evaluation set.
+    """Pictures with sound of samples of each evaluation set.
 
-    Writes ``panels/<set>.png`` and ``panels/<set>.html`` into the run's folder and, with a `WandbLogger`, a
-    table ``panels/<set>``. Process zero shows the samples that it scored.
+    Writes, of the first ``count`` samples, ``panels/<set>.png`` and ``panels/<set>.html`` into the run's folder and,
+    with a `WandbLogger`, a table ``panels/<set>``; process zero shows the samples that it scored. A test also leaves
+    ``panels/<set>/<index>.jpg`` and ``.wav`` of ``singles`` samples spread evenly over each set, the same ones in every
+    run, for the gallery of `avloc report`. Every process writes its own of these, and tells of them in
+    ``panels/panels.<process>.json``.
 
     Args:
         count: samples per set.
         every_n_epochs: in training, after which validations; 0 for none.
+        singles: samples per set that a test keeps one by one.
     """
 
-    def __init__(self, count: int = 8, every_n_epochs: int = 5) -> None:
-        self.count, self.every_n_epochs = count, every_n_epochs
+    def __init__(self, count: int = 8, every_n_epochs: int = 5, singles: int = 24) -> None:
+        self.count, self.every_n_epochs, self.singles = count, every_n_epochs, singles
         self.held: dict[str, list[Panel]] = {}
+        self.folder = Path()
+        self.places: dict[int, frozenset[int]] = {}
+        self.told: list[dict[str, Any]] = []
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.held = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.held = {}
+        self.held, self.places, self.told = {}, {}, []
+        # Asked once: the answer is broadcast, and processes may have different numbers of batches.
+        self.folder = run_folder(trainer) / "panels"
 
     def on_validation_batch_end(
         self,
@@ -150,6 +162,7 @@ class Panels(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         self.add(trainer, pl_module, outputs, batch, dataloader_idx, "test")
+        self.keep(trainer, pl_module, outputs, batch, dataloader_idx)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.wanted(trainer):
@@ -157,6 +170,9 @@ class Panels(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.write(trainer, "")
+        content = {"processes": trainer.world_size, "samples": self.told}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / f"panels.{trainer.global_rank}.json", content)
 
     def wanted(self, trainer: Trainer) -> bool:
         if trainer.sanity_checking:
@@ -177,8 +193,44 @@ class Panels(Callback):
         """Keep what is still missing of a set's first samples."""
         held = self.held.setdefault(set_name(trainer, loader, stage), [])
         if trainer.is_global_zero and len(held) < self.count:
-            rate = pl_module.input_spec.sample_rate if isinstance(pl_module, Localizer) else 16_000
-            held += panels_of(batch.take(range(min(self.count - len(held), len(batch)))), answer, rate)
+            held += panels_of(batch, answer, range(min(self.count - len(held), len(batch))), rate_of(pl_module))
+
+    def keep(
+        self, trainer: Trainer, pl_module: LightningModule, answer: Localization, batch: AVBatch, loader: int
+    ) -> None:
+        """Write those samples of a batch that belong to the evenly spread ones of its set."""
+        sets = getattr(getattr(trainer, "datamodule", None), "test_sets", None)
+        if not sets or sets[loader].row != MODEL:
+            return
+        if loader not in self.places:
+            self.places[loader] = spread(scored_samples(trainer, loader, len(sets[loader]), len(batch)), self.singles)
+        rows = [i for i, place in enumerate(batch.index.tolist()) if place in self.places[loader]]
+        slug = file_name(sets[loader].name)
+        for i, panel in zip(rows, panels_of(batch, answer, rows, rate_of(pl_module)), strict=True):
+            sounding = batch.sounding is None or bool(batch.sounding[i])
+            if not sounding:
+                panel.truth = None  # what is drawn there is silent
+            file = f"{slug}/{int(batch.index[i]):06d}"
+            (self.folder / slug).mkdir(parents=True, exist_ok=True)
+            strip = panel_strip(panel.image, panel.truth, panel.heatmap)
+            (self.folder / f"{file}.jpg").write_bytes(jpeg(strip, HEIGHT))
+            if panel.audio is not None:
+                (self.folder / f"{file}.wav").write_bytes(wav(panel.audio, panel.rate))
+            self.told.append(
+                {
+                    "set": sets[loader].name,
+                    "index": int(batch.index[i]),
+                    "key": batch.key[i],
+                    "label": ", ".join(batch.label[i]) if batch.label else "",
+                    "negative": batch.negative[i] if batch.negative else "",
+                    "sounding": sounding and (panel.truth is None or bool((panel.truth > 0).any())),
+                    "overlap": panel.overlap,
+                    "share": float((panel.heatmap >= THRESHOLD).float().mean()),
+                    "confidence": float(answer.confidence[i].max()),
+                    "picture": f"{file}.jpg",
+                    "sound": None if panel.audio is None else f"{file}.wav",
+                }
+            )
 
     def write(self, trainer: Trainer, prefix: str) -> None:
         """Both files of each set, and the W&B table."""
@@ -235,9 +287,14 @@ class Provenance(Callback):
         for logger in trainer.loggers:
             logger.log_hyperparams({"provenance": about})
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / "run.json.part"
-        part.write_text(json.dumps(about, indent=1, default=str) + "\n")
-        part.replace(folder / "run.json")
+        write_json(folder / "run.json", about)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """The file gets its own name only when it is complete."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    part.replace(path)
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -251,18 +308,38 @@ def file_name(name: str) -> str:
 
 
 def set_name(trainer: Trainer, loader: int, stage: str) -> str:
-    """The evaluation set behind a loader, marked where its sounds are shuffled."""
+    """The evaluation set behind a loader, marked where its sounds are not its own."""
     sets = getattr(getattr(trainer, "datamodule", None), f"{stage}_sets", None)
     if not sets:
         return f"set{loader}"
-    return f"{sets[loader].name} shuffled sound" if sets[loader].shuffled else str(sets[loader].name)
+    data = sets[loader]
+    return str(data.name) if data.row == MODEL else f"{data.name} {data.row}"
 
 
-def panels_of(batch: AVBatch, answer: Localization, rate: int) -> list[Panel]:
-    """The samples of a batch on the CPU; several sources are shown as one map, the hottest at each place."""
+def scored_samples(trainer: Trainer, loader: int, size: int, batch_size: int) -> int:
+    """How many samples of a test set this test meets: its size, unless ``limit_test_batches`` is set."""
+    loaders: Any = trainer.test_dataloaders
+    loaders = loaders if isinstance(loaders, list | tuple) else [loaders]
+    batches = trainer.num_test_batches[loader]
+    return size if batches >= len(loaders[loader]) else min(size, int(batches) * batch_size * trainer.world_size)
+
+
+def spread(size: int, count: int) -> frozenset[int]:
+    """``count`` places spread evenly over 0..size-1, both ends among them."""
+    return frozenset(range(size) if size <= count else (round(i * (size - 1) / (count - 1 or 1)) for i in range(count)))
+
+
+def rate_of(module: LightningModule) -> int:
+    return module.input_spec.sample_rate if isinstance(module, Localizer) else 16_000
+
+
+def panels_of(batch: AVBatch, answer: Localization, rows: Sequence[int], rate: int) -> list[Panel]:
+    """Some samples of a batch on the CPU; several sources are shown as one map, the hottest at each place."""
+    place = torch.as_tensor(rows, dtype=torch.long, device=answer.heatmap.device)
+    heat = answer.heatmap[place].detach().float().amax(1).cpu()
+    batch = batch.take(rows)
     truth = None if batch.truth is None else batch.truth.float().amax(1).cpu()
     image = (batch.image if batch.image.ndim == 4 else batch.image[:, 0]).cpu()
-    heat = answer.heatmap[: len(batch)].detach().float().amax(1).cpu()
     names = [", ".join(labels) for labels in batch.label] if batch.label else [""] * len(batch)
     kinds = batch.negative or [""] * len(batch)
     return [

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -11,8 +12,10 @@ from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from avloc.evaluation.evaluator import Evaluator
+from avloc.evaluation.protocols import ProtocolError
+from avloc.evaluation.results import RescoreError, rescore
 from avloc.methods.base import Localizer
-from avloc.methods.baselines.controls import FullFrame, RandomMap
+from avloc.methods.baselines.controls import FullFrame, MeanMap, RandomMap
 from avloc.metrics.per_sample import CountError
 from avloc.types import AVBatch, InputSpec, Localization
 
@@ -23,9 +26,20 @@ class ToySet:
 
     name: str
     size: int
-    shuffled: bool = False
+    row: str = "model"
     allow_missing: int = 0
     unread: tuple[int, ...] = ()
+    calibration: bool = False
+    notes: tuple[str, ...] = ()
+    semantic_offset: int = 1
+
+    def mean_truth(self, rank: int, world: int) -> tuple[torch.Tensor, int]:
+        batch = self.collate(list(range(rank, self.size, world)))
+        assert batch.truth is not None
+        return batch.truth.sum((0, 1)), len(batch)
+
+    def class_counts(self) -> dict[int, int]:
+        return {}
 
     def __len__(self) -> int:
         return self.size
@@ -72,12 +86,12 @@ def trainer(folder: Path, evaluator: Evaluator, **kwargs: object) -> Trainer:
 @pytest.mark.filterwarnings("ignore")
 def test_results_equal_hand_arithmetic(tmp_path: Path) -> None:
     evaluator = Evaluator()
-    data = ToyData(ToySet("toy", 8), ToySet("toy", 8, shuffled=True), ToySet("world:negative", 4))
+    data = ToyData(ToySet("toy", 8), ToySet("toy", 8, row="shuffled sound"), ToySet("world:negative", 4))
     run = trainer(tmp_path, evaluator)
     run.test(FullFrame(), data, verbose=False)
     results = json.loads((tmp_path / "results.json").read_text())["sets"]
     toy = results["toy"]
-    assert list(toy["rows"]) == ["model", "full frame", "centre box", "random map", "shuffled sound"]
+    assert list(toy["rows"]) == ["model", "full frame", "centre box", "random map", "mean map", "shuffled sound"]
     assert set(toy["counted"].values()) == {8}
     # the full frame scores 1/8 .. 8/8: five of eight reach 0.5
     for row in ("model", "full frame", "shuffled sound"):
@@ -88,15 +102,21 @@ def test_results_equal_hand_arithmetic(tmp_path: Path) -> None:
     hits = [min(max(4 * (n - 2), 0), 16) for n in range(1, 9)]
     ious = [h / (8 * n + 16 - h) for n, h in zip(range(1, 9), hits, strict=True)]
     assert toy["rows"]["centre box"]["vggss/acl"]["mean_ciou"] == pytest.approx(sum(ious) / 8)
+    # the mean map falls from row to row: a threshold takes the same number of rows in every sample
+    levels = 0.05 * np.arange(21)
+    ious = np.array([[min(n, rows) / max(n, rows) for n in range(1, 9)] for rows in range(1, 9)])
+    areas = [np.trapezoid((i[:, None] >= levels).mean(0), levels) for i in ious]
+    assert toy["rows"]["mean map"]["vggss/acl"]["auc"] == pytest.approx(max(areas))
+    assert toy["rows"]["mean map"]["vggss/acl"]["ciou"] == (ious[int(np.argmax(areas))] >= 0.5).mean()
     assert results["world:negative"]["rows"]["centre box"]["negative/pia"]["pia"] == 0.25
     logged = {k: v.item() for k, v in run.callback_metrics.items()}
     assert logged["test/toy/ciou"] == logged["test/toy/shuffled_sound/ciou"] == 5 / 8
     assert logged["test/toy/vggss/adaptive/ciou"] == 0
     assert logged["test/world:negative/pia"] == 1
-    table = pd.read_csv(tmp_path / "per_sample.csv")
+    table = pd.read_parquet(tmp_path / "per_sample.parquet")
     model = table[(table.set == "toy") & (table.row == "model")]
     assert model.key.tolist() == [f"k{i}" for i in range(8)]
-    assert model["sweep:ciou@0.50"].tolist() == [n / 8 for n in range(1, 9)]
+    assert [values[9] for values in model["sweep:ciou"]] == [n / 8 for n in range(1, 9)]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -142,8 +162,8 @@ def test_two_processes_give_the_same_files(tmp_path: Path) -> None:
     for name, options in {"one": {"devices": 1}, "two": ddp}.items():
         run = trainer(tmp_path, Evaluator(out=str(tmp_path / name)), **options)
         run.test(RandomMap(), data, verbose=False)
-    for file in ("results.json", "per_sample.csv"):
-        assert (tmp_path / "one" / file).read_text() == (tmp_path / "two" / file).read_text()
+    for file in ("results.json", "per_sample.parquet"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
 class Learner(Localizer):
@@ -172,12 +192,77 @@ def test_validation_within_fit(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_maps_that_cannot_be_scored_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"toy: the heat maps of 3 samples \(k0, k1, k2\) hold NaN"):
+    with pytest.raises(ValueError, match=r"toy: the heat maps or confidences of 3 samples \(k0, k1, k2\) hold NaN"):
         trainer(tmp_path, Evaluator()).test(Learner(float("nan")), ToyData(ToySet("toy", 8)), verbose=False)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_two_sets_of_one_name_are_refused(tmp_path: Path) -> None:
     data = ToyData(ToySet("toy", 8), ToySet("toy", 4))
-    with pytest.raises(RuntimeError, match="a name of its own"):
+    with pytest.raises(RuntimeError, match="a name and row of its own"):
         trainer(tmp_path, Evaluator()).test(FullFrame(), data, verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_number_follows_from_the_per_sample_file(tmp_path: Path) -> None:
+    sets = ToySet("toy", 8), ToySet("world:negative", 4), ToySet("world:pairs", 5)
+    trainer(tmp_path, Evaluator()).test(RandomMap(), ToyData(*sets), verbose=False)
+    path = tmp_path / "results.json"
+    before = path.read_bytes()
+    content = json.loads(before)
+    for entry in content["sets"].values():
+        for row in entry["rows"]:
+            entry["rows"][row] = {}
+    path.write_text(json.dumps(content))
+    rescore(tmp_path)
+    assert path.read_bytes() == before
+    (tmp_path / "per_sample.parquet").unlink()
+    with pytest.raises(RescoreError, match="per_sample.parquet does not exist"):
+        rescore(tmp_path)
+
+
+class Quiet(ToySet):
+    """Every second sample has nothing to be found."""
+
+    def collate(self, rows: list[int]) -> AVBatch:
+        batch = super().collate(rows)
+        assert batch.truth is not None
+        batch.sounding = torch.tensor([i % 2 == 0 for i in rows])
+        batch.truth[~batch.sounding] = 0
+        return batch
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_threshold_of_the_calibration_set_is_applied_everywhere(tmp_path: Path) -> None:
+    data = ToyData(Quiet("cal", 8, calibration=True), ToySet("toy", 8), Quiet("other", 6))
+    trainer(tmp_path, Evaluator()).test(Learner(0.6), data, verbose=False)
+    results = json.loads((tmp_path / "results.json").read_text())
+    # a constant 0.6 fills every picture up to 0.60, where all negatives are wrong; nothing is said above
+    assert results["universal"]["chosen_on"] == ["cal"]
+    assert results["universal"]["threshold"] == 0.01  # the balance is 0 either way: the lowest
+    toy = results["sets"]["toy"]["rows"]["model"]["universal"]
+    assert toy["iou"] == pytest.approx(36 / 64)
+    assert "fpr" not in toy
+    assert results["sets"]["other"]["rows"]["model"]["universal"]["fpr"] == 1
+    assert list(results["sets"]["cal"]["rows"]) == ["model"]
+    with pytest.raises(ValueError, match="hold no negatives"):
+        only = ToyData(ToySet("cal", 4, calibration=True))
+        trainer(tmp_path, Evaluator()).test(FullFrame(), only, verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_mean_map_is_a_method_too(tmp_path: Path) -> None:
+    trainer(tmp_path, Evaluator()).test(MeanMap(), ToyData(ToySet("toy", 8)), verbose=False)
+    rows = json.loads((tmp_path / "results.json").read_text())["sets"]["toy"]["rows"]
+    assert rows["model"] == rows["mean map"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_protocols_can_be_chosen(tmp_path: Path) -> None:
+    evaluator = Evaluator(controls=False, protocols={"toy": ["vggss/lvs", "negative/pia"]})
+    trainer(tmp_path, evaluator).test(FullFrame(), ToyData(ToySet("toy", 8)), verbose=False)
+    toy = json.loads((tmp_path / "results.json").read_text())["sets"]["toy"]
+    assert toy["primary"] == {"protocol": "vggss/lvs", "metric": "ciou"}
+    assert list(toy["rows"]["model"]) == ["vggss/lvs", "negative/pia"]
+    with pytest.raises(ProtocolError, match="Did you mean vggss/lvs"):
+        Evaluator(protocols={"toy": ["vggss/lv"]})

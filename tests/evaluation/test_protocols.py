@@ -1,16 +1,27 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from avloc.evaluation.benchmarks import BENCHMARKS, benchmark
-from avloc.evaluation.protocols import PROTOCOLS, Summary
+from avloc.evaluation.evaluator import hashes
+from avloc.evaluation.measures import IDENTITIES, UNIVERSAL, Scored, identities
+from avloc.evaluation.protocols import PROTOCOLS, ProtocolError, Samples, Summary, protocol, summarise_universal
+from avloc.evaluation.results import chosen_threshold
 from avloc.methods.baselines.controls import centre_box, full_frame, random_map
-from avloc.types import AVBatch
+from avloc.metrics.per_sample import PerSample
+from avloc.types import AVBatch, Localization
 
 
-def make(truth: Tensor | None, n: int = 0) -> AVBatch:
+def make(truth: Tensor | None, n: int = 0, **fields: object) -> AVBatch:
     n = n or len(truth)  # type: ignore[arg-type]
     return AVBatch(
         key=[f"s{i}" for i in range(n)],
@@ -18,17 +29,32 @@ def make(truth: Tensor | None, n: int = 0) -> AVBatch:
         audio=torch.zeros(n, 16),
         index=torch.arange(n),
         truth=truth,
+        **fields,  # type: ignore[arg-type]
     )
 
 
-def score(name: str, heatmap: Tensor, truth: Tensor | None, clip: list[int] | None = None) -> Summary:
-    protocol = PROTOCOLS[name]
-    values = protocol.measure.function(heatmap, truth, make(truth, len(heatmap)))
-    assert {k: v.reshape(len(heatmap), -1).shape[1] for k, v in values.items()} == protocol.measure.columns
-    columns = {k: v.reshape(len(heatmap), -1).double() for k, v in values.items()}
-    columns["clip"] = torch.tensor(clip or range(1, len(heatmap) + 1), dtype=torch.float64)[:, None]
-    columns["group"] = torch.zeros(len(heatmap), 1, dtype=torch.float64)
-    return protocol.summary(columns)
+def answer(heatmap: Tensor, confidence: Tensor | None = None, label: Tensor | None = None) -> Localization:
+    return Localization(heatmap, torch.ones(heatmap.shape[:2]) if confidence is None else confidence, label)
+
+
+def columns(names: Sequence[str], given: Localization, batch: AVBatch) -> Samples:
+    """Per-sample columns of some protocols, through the metric that the evaluator uses."""
+    measures = {m.name: m for name in names for m in protocol(name).measures}
+    widths = {f"{m.name}:{c}": k for m in measures.values() for c, k in m.columns.items()} | dict(IDENTITIES)
+    values = identities(batch, partial(hashes, device=batch.device))
+    for m in measures.values():
+        values |= {f"{m.name}:{c}": v for c, v in m.function(Scored(given, batch)).items()}
+    metric = PerSample(len(batch), widths)
+    metric.update(batch.index, **values)
+    return metric.table()
+
+
+def score(name: str, given: Localization | Tensor, batch: AVBatch | Tensor, clip: list[int] | None = None) -> Summary:
+    given = given if isinstance(given, Localization) else answer(given)
+    batch = batch if isinstance(batch, AVBatch) else make(batch)
+    if clip:
+        batch = replace(batch, key=[f"s{c}.f{i}" for i, c in enumerate(clip)])
+    return protocol(name).summary(columns([name], given, batch))
 
 
 @pytest.fixture
@@ -41,7 +67,7 @@ def boxes() -> Tensor:
 
 @pytest.mark.parametrize("name", [p for p in PROTOCOLS if p.startswith("vggss/")])
 def test_a_full_frame_scores_the_area(name: str, boxes: Tensor) -> None:
-    got = score(name, full_frame(make(boxes)).heatmap, boxes)
+    got = score(name, full_frame(make(boxes)), boxes)
     if name in ("vggss/top50-strict", "vggss/adaptive"):  # nothing lies strictly above a constant
         assert got["ciou"] == 0
         assert got["mean_ciou"] == 0
@@ -54,7 +80,7 @@ def test_a_full_frame_scores_the_area(name: str, boxes: Tensor) -> None:
 
 
 def test_a_centre_box_by_hand(boxes: Tensor) -> None:
-    got = score("vggss/fixed", centre_box(make(boxes)).heatmap, boxes)
+    got = score("vggss/fixed", centre_box(make(boxes)), boxes)
     # box rows and columns 8..23 (256 pixels): hits 0, 128, 256 of truths with 128, 512, 768 pixels
     want = [0, 128 / (512 + 128), 256 / 768]
     assert got["mean_ciou"] == pytest.approx(sum(want) / 3)
@@ -124,33 +150,262 @@ def test_two_sources() -> None:
     truth[:, 0, :, :4] = truth[:, 1, :, 4:] = 1
     heatmap = truth.clone()
     heatmap[1] = heatmap[1].flip(0)  # the second sample answers with the sources swapped
-    got = score("mixture/top50", heatmap, truth)
-    assert got["ciou"] == 0.5
+    got = score("multi/sources", heatmap, truth)
+    assert got["ciou@30"] == got["ciou@50"] == 0.5
+    # a map of the wrong half: precision 0 above, 4 / 8 once all pixels are taken
+    assert got["cap"] == pytest.approx((1 + 1 + 0.5 + 0.5) / 4)
+    assert got["piap"] == 1  # somebody's map fits each source
     union = score("vggss/fixed", heatmap, truth)
     assert union["ciou"] == 1
-    one_map = score("mixture/top50", truth[:, :1], truth)
-    assert one_map["ciou"] == 0.5
-    with pytest.raises(ValueError, match="scores two sources; the truth has 1"):
-        score("mixture/top50", heatmap[:, :1], truth[:, :1])
+    one_map = score("multi/sources", truth[:, :1], truth)
+    assert one_map["ciou@50"] == 0.5
+    with pytest.raises(ValueError, match="2 sources and the method gave 3 maps"):
+        score("multi/sources", truth[:, [0, 1, 0]], truth)
+
+
+def test_named_sources_are_found_by_their_class() -> None:
+    truth = torch.zeros(1, 2, 1, 8)
+    truth[:, 0, :, :4] = truth[:, 1, :, 4:] = 1
+    batch = make(truth, class_id=torch.tensor([[7, 3]]))
+    swapped = answer(truth.flip(1), label=torch.tensor([[3, 7]]))
+    assert score("multi/sources", swapped, batch)["ciou@50"] == 1
+    half_named = answer(truth.flip(1), label=torch.tensor([[3, 5]]))  # class 7 gets no map: constant, all pixels
+    got = score("multi/tvsl", half_named, batch)
+    assert got["ciou@50"] == 0.5
+
+
+def test_samples_with_fewer_sources_count_their_own() -> None:
+    truth = torch.zeros(2, 2, 1, 8)
+    truth[0, 0, :, :4] = truth[0, 1, :, 4:] = truth[1, 0, :, :4] = 1
+    batch = make(truth, class_id=torch.tensor([[0, 1], [0, -1]]))
+    got = score("multi/sources", answer(truth[:, :1]), batch)  # one map, of the left half
+    assert got["ciou@50"] == pytest.approx(2 / 3)
+
+
+def test_tvsl_by_hand_and_by_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    truth = torch.zeros(3, 2, 8, 16)
+    truth[:, 0, 2:6, 1:5] = truth[:, 1, 3:7, 9:14] = 1
+    truth[2, 0, 2, 1] = 2  # boxes that were summed without clipping
+    maps = torch.tensor(rng.random((3, 2, 8, 16)), dtype=torch.float32)
+    got = score("multi/tvsl", maps, truth)
+    scaled = [(m - m.min()) / (m.max() - m.min()) for m in maps.flatten(0, 1).numpy()]
+    goals = truth.flatten(0, 1).numpy()
+    for at in (0.1, 0.3, 0.5):
+        values = [
+            (g[s >= at].sum() / (g.sum() + ((s >= at) & (g == 0)).sum())) for s, g in zip(scaled, goals, strict=True)
+        ]
+        assert got[f"ciou@{100 * at:.0f}"] == pytest.approx(np.mean(values))
+    aps = [average_precision_score(g.ravel(), s.ravel()) for s, g in zip(scaled, goals, strict=True) if g.max() == 1]
+    assert len(aps) == 5
+    assert got["cap"] == pytest.approx(np.mean(aps))
+
+
+def test_duet_tiles_are_matched_greedily() -> None:
+    truth = torch.zeros(1, 2, 4, 8)
+    truth[:, 0, :, :2] = truth[:, 1, :, 6:] = 1  # outer halves of two pictures
+    ramp = torch.linspace(0, 0.01, 4)[:, None].expand(1, 2, 4, 8)  # so that no tile of a map is constant
+    maps = truth.flip(1) + ramp  # the maps answer in the other order: matching puts that right
+    got = score("multi/noprior", maps, truth)
+    # above the median lie three of the four rows of the true half: recall 6/8, then everything at precision 8/16
+    assert got["ciou@50"] == got["count_accuracy"] == 1
+    assert got["cap"] == got["piap"] == 6 / 8 + 2 / 8 * 8 / 16
+    single = score("multi/noprior", maps[:, :1], truth)  # the missing map scores 0
+    assert (single["ciou@50"], single["count_accuracy"]) == (0.5, 0)
+    with pytest.raises(ValueError, match="rows of pictures"):
+        score("multi/noprior", torch.ones(1, 1, 4, 4), torch.ones(1, 2, 4, 4))
+
+
+def test_groups_succeed_together() -> None:
+    truth = torch.zeros(5, 1, 1, 8)
+    truth[..., :4] = 1
+    heatmap = truth.clone()
+    heatmap[1] = 1 - heatmap[1]  # the second member of the first group is wrong
+    batch = make(truth, group=["a", "a", "b", "b", ""], group_size=[2, 2, 2, 2, 1])
+    got = score("interactive/acl", heatmap, batch)
+    assert got["iiou"] == pytest.approx(2 / 3)
+    assert got["ciou"] == pytest.approx(4 / 5)
+    assert (got["n_groups"], got["n_incomplete_groups"]) == (3, 0)
+    ramp = torch.linspace(1, 0, 8).expand(5, 1, 1, 8).clone()  # strictly above the cut lie 3 pixels, all of them true
+    ramp[1] = 1 - ramp[1]
+    got = score("interactive/is3", ramp, batch)
+    assert got["iiou"] == got["iiou_adap"] == pytest.approx(2 / 3)
+    assert got["iauc"] == pytest.approx(0.05 * (16 * 2 / 3 + (1 - 2 / 3) / 2 - 0.5 * 2 / 3))  # 0.75 reaches 16 levels
+
+
+def test_a_group_with_a_missing_member_is_left_out_and_counted() -> None:
+    truth = torch.zeros(3, 1, 1, 8)
+    truth[..., :4] = 1
+    batch = make(truth, group=["a", "b", "b"], group_size=[2, 2, 2])
+    got = score("interactive/acl", truth, batch)
+    assert (got["iiou"], got["n_groups"], got["n_incomplete_groups"]) == (1, 1, 1)
+
+
+def extended_batch(right: list[int], visible: list[int]) -> tuple[Tensor, AVBatch]:
+    truth = torch.zeros(len(right), 1, 1, 8)
+    truth[..., :4] = 1
+    heatmap = torch.where(torch.tensor(right, dtype=torch.bool)[:, None, None, None], truth, 1 - truth)
+    sounding = torch.tensor(visible, dtype=torch.bool)
+    truth = truth * sounding[:, None, None, None]
+    return heatmap, make(truth, sounding=sounding, negative=["" if v else "mismatch" for v in visible])
+
+
+def test_average_precision_by_hand() -> None:
+    heatmap, batch = extended_batch([1, 0, 1, 1], [1, 1, 0, 1])
+    given = answer(heatmap, torch.tensor([[0.9], [0.7], [0.5], [0.3]]))
+    exact = score("extended/exact", given, batch)
+    # from the most certain: right, misplaced, silent, right; three visible
+    assert exact["ap"] == pytest.approx(1 / 3 + 2 / 4 / 3)
+    assert exact["pr_recall"] == pytest.approx([1 / 3, 1 / 3, 1 / 3, 2 / 3])
+    # published: thresholds 0.7, 0.5, 0.3 with precision 1/2, 1/3, 2/4 and recall 1/2, 1/2, 2/2
+    got = score("extended/acl", given, batch)
+    assert got["ap"] == pytest.approx(0.5 * 0 + 0.5 * 0.5)
+    assert got["max_f1"] == pytest.approx(0.667)  # at 0.3 or at 0.9: 2/3, printed to a tenth of a percent
+    assert got["loc_acc"] == pytest.approx(2 / 3)
+
+
+def test_all_negative_sets_have_numbers() -> None:
+    heatmap, batch = extended_batch([1, 1, 0], [0, 0, 0])
+    for name in ("extended/acl", "extended/slavc", "extended/slavc-absolute", "extended/exact"):
+        got = score(name, heatmap, batch)
+        assert got["ap"] == 0
+        assert math.isnan(float(got.get("loc_acc", math.nan)))  # type: ignore[arg-type]
 
 
 def test_share_of_the_image() -> None:
     heatmap = torch.zeros(2, 1, 2, 5)
     heatmap[0, ..., :2] = 0.5  # two of five columns
-    got = score("negative/pia", heatmap, None)
+    got = score("negative/pia", heatmap, make(None, 2))
     assert got["pia"] == pytest.approx(0.2)
     # one sample at 0, one at 0.4: half of the samples up to level 0.35, all from 0.40
     assert got["auc"] == pytest.approx(0.05 * (0.5 * 8 + 13 - 0.5 * (0.5 + 1)))
+    mixed = make(None, 2, sounding=torch.tensor([True, False]), negative=["", "noise"])
+    assert score("negative/pia", heatmap, mixed)["pia_noise"] == 0  # only the negative counts
+
+
+def test_conditions_are_scored_apart() -> None:
+    truth = torch.zeros(4, 1, 1, 10)
+    truth[..., :5] = 1
+    heatmap = truth.clone()
+    heatmap[1:] = 0
+    heatmap[2, ..., :2] = 1
+    kinds = ["", "silence", "noise", "offscreen"]
+    batch = make(truth, negative=kinds, sounding=torch.tensor([True, False, False, False]))
+    got = score("robust/avsbench", heatmap, batch)
+    assert (got["miou_positive"], got["fpr_positive"]) == (1, 0.5)
+    assert (got["miou_silence"], got["fpr_silence"]) == (0, 0)
+    assert (got["miou_noise"], got["fpr_noise"]) == (pytest.approx(0.4), pytest.approx(0.2))
+    negative = 0.4 / 3
+    whole = score("robust/global-inferred", heatmap, batch)
+    assert whole["gmiou"] == pytest.approx(2 * (1 - negative) / (2 - negative))
+    assert whole["gfpr"] == pytest.approx(0.2 / 3)
+
+
+def test_semantic_maps_are_painted_with_the_answered_class() -> None:
+    truth = torch.zeros(1, 1, 2, 4)
+    truth[..., :2] = 1
+    semantic = torch.zeros(1, 2, 4, dtype=torch.int64)
+    semantic[..., :2] = 5
+    batch = make(truth, semantic=semantic)
+    heatmap = torch.zeros(1, 1, 2, 4)
+    heatmap[..., :3] = 0.8
+    got = score("avss17/official", answer(heatmap, label=torch.tensor([[4]])), batch)
+    # class 5: 4 of 6 pixels; background 2 of 4; fifteen classes never seen
+    assert got["miou"] == pytest.approx((4 / 6 + 2 / 4) / 17)
+    seen = score("avss17/seen", answer(heatmap, label=torch.tensor([[4]])), batch)
+    assert seen["miou"] == pytest.approx((4 / 6 + 2 / 4) / 2)
+    wrong = score("avss17/seen", answer(heatmap, label=torch.tensor([[7]])), batch)
+    assert wrong["miou"] == pytest.approx((2 / 4) / 3)
+    with pytest.raises(ValueError, match=r"needs Localization.label"):
+        score("avss17/official", heatmap, batch)
+
+
+def test_universal_threshold_is_chosen_on_positives_and_negatives() -> None:
+    truth = torch.zeros(2, 1, 1, 10)
+    truth[0, ..., :5] = 1
+    heatmap = torch.zeros(2, 1, 1, 10)
+    heatmap[0, ..., :5] = 0.8
+    heatmap[0, ..., 5:] = 0.3
+    heatmap[1] = 0.6  # what is heard without a source
+    batch = make(truth, sounding=torch.tensor([True, False]), negative=["", "noise"])
+    values = {f"universal:{c}": v for c, v in UNIVERSAL.function(Scored(answer(heatmap), batch)).items()}
+    samples = values | identities(batch, partial(hashes, device=batch.device))
+    samples = {k: v.reshape(2, -1).double() for k, v in samples.items()}
+    chosen = chosen_threshold({"val": samples})
+    assert chosen is not None
+    assert chosen["threshold"] == pytest.approx(0.61)  # the lowest above the negative's 0.6
+    got = summarise_universal(samples, chosen["place"])
+    assert (got["iou"], got["ciou"], got["fpr"]) == (pytest.approx(1), 1, 0)
+    with pytest.raises(ValueError, match="hold no negatives"):
+        chosen_threshold({"val": {k: v[:1] for k, v in samples.items()}})
+
+
+def scenes(name: str, n: int) -> tuple[Localization, AVBatch]:
+    """Random answers and truths that fit a protocol; some truths are empty."""
+    rng = torch.Generator().manual_seed(n)
+    width = 24 if name.startswith("multi/noprior") else 12
+    truth = (torch.rand(n, 2, 12, width, generator=rng) > 0.7).float()
+    truth[1:2] = 0
+    batch = make(
+        truth,
+        semantic=torch.randint(0, 17, (n, 12, 12), generator=rng),
+        class_id=torch.randint(0, 16, (n, 2), generator=rng),
+        sounding=torch.arange(n) % 3 != 1,
+        negative=["" if i % 3 != 1 else "noise" for i in range(n)],
+        group=[f"g{i // 2}" for i in range(n)],
+        group_size=[min(2, n - i // 2 * 2) for i in range(n)],
+    )
+    batch.key = [f"clip{i // 3}.f{i % 3}" for i in range(n)]
+    maps = torch.rand(n, 2, 6, width // 2, generator=rng)
+    return Localization(maps, torch.rand(n, 2, generator=rng), batch.class_id), batch
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("n", [1, 7, 16])
+def test_any_share_of_the_work_gives_the_same_numbers(name: str, n: int) -> None:
+    """1 to 4 processes over uneven shares, one of them empty; what is summed is what `PerSample` keeps."""
+    given, batch = scenes(name, n)
+    whole = protocol(name).summary(columns([name], given, batch))
+    measures = protocol(name).measures
+    widths = {f"{m.name}:{c}": k for m in measures for c, k in m.columns.items()} | dict(IDENTITIES)
+    rng = np.random.default_rng(n)
+    for processes in (1, 2, 3, 4):
+        owner = rng.integers(0, max(1, processes - 1), n)  # the last process meets nothing
+        parts = []
+        for p in range(processes):
+            metric = PerSample(n, widths)
+            for rows in np.array_split(rng.permutation(np.flatnonzero(owner == p)), 2):
+                if len(rows):
+                    part, said = batch.take(rows.tolist()), Localization(given.heatmap[rows], given.confidence[rows])
+                    said.label = None if given.label is None else given.label[rows]
+                    values = identities(part, partial(hashes, device=part.device))
+                    for m in measures:
+                        values |= {f"{m.name}:{c}": v for c, v in m.function(Scored(said, part)).items()}
+                    metric.update(part.index, **values)
+            parts.append(metric)
+        joined = parts[0]
+        for other in parts[1:]:
+            for state in ("values", "seen", "unread"):
+                setattr(joined, state, getattr(joined, state) + getattr(other, state))
+        joined._update_count = 1
+        assert joined.seen.tolist() == [1] * n
+        got = protocol(name).summary(joined.table())
+        assert repr(got) == repr(whole)  # to the last digit, NaN included
 
 
 def test_every_benchmark_names_existing_protocols() -> None:
-    batch = make(torch.ones(2, 2, 8, 8))
     for bench in [*BENCHMARKS.values(), benchmark("my own set")]:
-        protocol, metric = bench.primary
-        assert protocol in bench.protocols
-        for name in bench.protocols:
-            got = score(name, random_map(batch).heatmap, batch.truth)
-            assert name != protocol or metric in got
+        name, metric = bench.primary
+        assert name in bench.protocols
+        for each in bench.protocols:
+            got = score(each, *scenes(each, 6))
+            assert each != name or metric in got or metric == "miou_positive"
+
+
+def test_an_unknown_protocol_names_the_nearest() -> None:
+    with pytest.raises(ProtocolError, match="no protocol 'vggss/top5'. Did you mean vggss/top50"):
+        benchmark("vggss", ["vggss/top5"])
+    assert benchmark("vggss", ["vggss/lvs"]).primary == ("vggss/lvs", "ciou")
 
 
 def test_random_map_depends_on_the_index_alone() -> None:

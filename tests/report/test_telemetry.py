@@ -9,15 +9,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import wandb
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
 from avloc.methods.base import Localizer
 from avloc.report import telemetry
+from avloc.report.gallery import read_kept
 from avloc.report.published import Reference
 from avloc.report.tables import read_run
 from avloc.report.telemetry import Panels, Provenance, Throughput, default_loggers, wandb_offline
@@ -56,17 +59,23 @@ def make_batch(first: int, n: int) -> AVBatch:
         truth=truth,
         label=[["dog", "cat"]] * n,
         negative=[""] * (n - 1) + ["noise"],
+        sounding=torch.tensor([True] * (n - 1) + [False]),
     )
+
+
+class Set(SimpleNamespace):
+    def __init__(self, name, row):
+        super().__init__(name=name, row=row)
+
+    def __len__(self):
+        return 12
 
 
 class Data(LightningDataModule):
     def __init__(self):
         super().__init__()
-        self.val_sets = [SimpleNamespace(name="world:val", shuffled=False)]
-        self.test_sets = [
-            SimpleNamespace(name="world:single", shuffled=False),
-            SimpleNamespace(name="world:single", shuffled=True),
-        ]
+        self.val_sets = [Set("world:val", "model")]
+        self.test_sets = [Set("world:single", "model"), Set("world:single", "shuffled sound")]
 
     def loader(self):
         return DataLoader([make_batch(3 * i, 3) for i in range(4)], batch_size=None)
@@ -111,7 +120,7 @@ def test_panels_of_each_set_are_written(tmp_path):
     run = trainer(tmp_path, [Panels(count=4)])
     run.test(Toy(), Data(), verbose=False)
     folder = tmp_path / "toy" / "version_0" / "panels"
-    assert {p.name for p in folder.iterdir()} == {
+    assert {p.name for p in folder.iterdir() if p.suffix in (".png", ".html")} == {
         f"world-single{kind}.{form}" for kind in ("", "-shuffled-sound") for form in ("png", "html")
     }
     text = (folder / "world-single.html").read_text()
@@ -119,6 +128,41 @@ def test_panels_of_each_set_are_written(tmp_path):
     assert text.count("<audio") == 4
     assert "dog, cat / noise" in text
     assert text.count("IoU 0.50") == 4, "16 of 32 true pixels are found"
+
+
+def test_a_test_keeps_evenly_spread_samples_one_by_one(tmp_path):
+    run = trainer(tmp_path, [Panels(count=1, singles=4)])
+    run.test(Toy(), Data(), verbose=False)
+    kept = read_kept(tmp_path / "toy" / "version_0")
+    assert [(k.set, k.index, k.key) for k in kept] == [("world:single", i, f"clip{i}") for i in (0, 4, 7, 11)]
+    assert [(k.sounding, k.negative, k.label) for k in kept[::3]] == [
+        (True, "", "dog, cat"),
+        (False, "noise", "dog, cat"),
+    ]
+    assert [k.overlap for k in kept] == [0.5, 0.5, 0.5, None], "16 of 32 true pixels; what is silent has no truth"
+    assert [k.share for k in kept] == [16 / 256] * 4
+    assert all(k.confidence == 1 for k in kept)
+    with Image.open(kept[0].picture) as picture, Image.open(kept[3].picture) as silent:
+        assert picture.size == (4 * 160 + 3 * 4, 160)
+        assert silent.size == (3 * 160 + 2 * 4, 160), "without the tile of the truth"
+    wave, rate = soundfile.read(kept[0].sound)
+    assert (rate, len(wave)) == (8000, 2000)
+    assert np.abs(wave - 0.25).max() < 1e-4
+
+
+def test_a_part_of_a_set_is_spread_over_itself(tmp_path):
+    run = trainer(tmp_path, [Panels(count=1, singles=3)], limit_test_batches=2)
+    run.test(Toy(), Data(), verbose=False)
+    kept = read_kept(tmp_path / "toy" / "version_0")
+    assert [k.index for k in kept] == [0, 2, 5]
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "places"),
+    [(5, 9, {0, 1, 2, 3, 4}), (101, 3, {0, 50, 100}), (7, 1, {0}), (0, 4, set()), (9, 0, set())],
+)
+def test_spread_by_hand(size, count, places):
+    assert telemetry.spread(size, count) == places
 
 
 @pytest.mark.parametrize(("every", "written"), [(2, True), (3, False), (0, False)])
@@ -217,7 +261,7 @@ def test_default_loggers_are_csv_first_then_wandb(tmp_path, monkeypatch):
 
 def test_wandb_table_has_pictures_and_sound():
     batch = make_batch(0, 2)
-    panels = telemetry.panels_of(batch, Toy().localize(batch), 8000)
+    panels = telemetry.panels_of(batch, Toy().localize(batch), [0, 1], 8000)
     table = telemetry.wandb_table(panels)
     assert table.columns == ["key", "image", "overlay", "label", "IoU", "sound"]
     key, image, drawn, label, iou, sound = table.data[1]

@@ -7,14 +7,30 @@ method, and the Localizer of the same name makes it a method of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from lightning import Trainer
 from torch import Tensor
 
 from avloc.methods.base import Localizer
 from avloc.types import AVBatch, InputSpec, Localization
 
-__all__ = ["CONTROLS", "CentreBox", "FullFrame", "RandomMap", "centre_box", "full_frame", "random_map"]
+__all__ = [
+    "CONTROLS",
+    "CentreBox",
+    "Control",
+    "FullFrame",
+    "MeanMap",
+    "RandomMap",
+    "centre_box",
+    "full_frame",
+    "mean_map",
+    "random_map",
+    "summed_truth",
+]
+
+Control = Callable[[AVBatch], Localization]
 
 RANDOM_SIDE = 14
 """Cells of the random map's side: the resolution of the published methods' own maps."""
@@ -45,6 +61,33 @@ def random_map(batch: AVBatch) -> Localization:
     return answer(heatmap.view(-1, 1, RANDOM_SIDE, RANDOM_SIDE))
 
 
+def mean_map(batch: AVBatch, mean: Tensor) -> Localization:
+    """The same map for every sample: where the set's objects usually are.
+
+    Args:
+        batch: its pictures and sounds are not asked.
+        mean: float ``[G, G']`` in [0, 1].
+    """
+    return answer(mean.float().expand(len(batch), 1, -1, -1))
+
+
+def summed_truth(data: Any, trainer: Trainer) -> Tensor | None:
+    """The mean ground-truth map of an evaluation set, float64 ``[G, G']``; None where it has no truth.
+
+    Every process sums its share of the set; all must call this together.
+
+    Args:
+        data: a set with ``mean_truth(rank, world)``, the sum over a share of its samples and their number.
+        trainer: knows the processes.
+    """
+    total, count = data.mean_truth(trainer.global_rank, trainer.world_size)
+    total = torch.as_tensor(total, dtype=torch.float64)
+    strategy: Any = trainer.strategy
+    total = strategy.reduce(total.to(trainer.lightning_module.device), reduce_op="sum").cpu()
+    count = int(strategy.reduce(torch.tensor(count, device=trainer.lightning_module.device), reduce_op="sum"))
+    return total / count if count else None
+
+
 def grid(batch: AVBatch) -> tuple[int, int]:
     height, width = (batch.image if batch.truth is None else batch.truth).shape[-2:]
     return height, width
@@ -67,7 +110,7 @@ def shifted(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-CONTROLS: dict[str, Callable[[AVBatch], Localization]] = {
+CONTROLS: dict[str, Control] = {
     "full frame": full_frame,
     "centre box": centre_box,
     "random map": random_map,
@@ -100,3 +143,28 @@ class RandomMap(Localizer):
 
     def localize(self, batch: AVBatch) -> Localization:
         return random_map(batch)
+
+
+class MeanMap(Localizer):
+    """`mean_map` as a method: of each set that it is tested on, so no answer that knows only where objects
+    usually are can be much better."""
+
+    input_spec = InputSpec()
+
+    def setup(self, stage: str) -> None:
+        self.means: list[Tensor | None] | None = None
+
+    def test_step(  # type: ignore[override]
+        self, batch: AVBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> Localization:
+        if self.means is None:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            sets = data.val_sets if self.trainer.validating else data.test_sets
+            self.means = [summed_truth(s, self.trainer) for s in sets]
+        mean = self.means[dataloader_idx]
+        if mean is None:
+            raise ValueError(f"{batch.key[0]}, ...: a set without ground-truth maps has no mean map.")
+        return mean_map(batch, mean.to(batch.device))
+
+    validation_step = test_step  # type: ignore[assignment]
+    predict_step = test_step  # type: ignore[assignment]

@@ -1,0 +1,217 @@
+"""The files of a tested run: per-sample values, and the numbers that follow from them.
+
+``per_sample.parquet`` holds one line per set, row and sample: ``set``, ``row``, ``index``, ``key``, ``label``,
+``negative``, the identities of `avloc.evaluation.measures`, and one list of float64 per measure column. Every number
+of ``results.json`` can be computed again from it, without the model: `rescore`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from avloc.evaluation.measures import IDENTITIES, KINDS, UNIVERSAL
+from avloc.evaluation.protocols import Samples, Summary, protocol, summarise_universal
+from avloc.metrics.universal import GRID, choose_threshold
+
+__all__ = [
+    "RescoreError",
+    "chosen_threshold",
+    "numbers",
+    "numbers_of_some",
+    "read_samples",
+    "rescore",
+    "write_results",
+    "write_samples",
+]
+
+Names = Mapping[int, Sequence[str]]
+"""Index of a sample to its key, its label and its kind of negative."""
+
+
+class RescoreError(ValueError):
+    """A run's files are absent or do not belong together."""
+
+
+def numbers(names: Sequence[str], samples: Samples, universal: int | None = None) -> dict[str, Summary]:
+    """Protocols from the per-sample columns of one row of one set.
+
+    Args:
+        names: of the protocols; ``universal`` is added where a threshold was chosen.
+        samples: ``<measure>:<column>`` and the identities.
+        universal: place of the chosen threshold in `avloc.metrics.universal.GRID`; None for none.
+
+    Raises:
+        ProtocolError: an unknown protocol; the message names the nearest ones.
+    """
+    if not len(samples["clip"]):
+        return {}
+    out = {name: protocol(name).summary(samples) for name in names}
+    if universal is not None and f"{UNIVERSAL.name}:ciou" in samples:
+        out["universal"] = summarise_universal(samples, universal)
+    return out
+
+
+def chosen_threshold(calibration: Mapping[str, Samples]) -> dict[str, Any] | None:
+    """The universal threshold from the samples of the calibration sets, pooled; None without such sets.
+
+    Raises:
+        ValueError: they hold no positives or no negatives, so nothing says when to answer "nothing".
+    """
+    if not calibration:
+        return None
+    share, overlap, sounding = (
+        torch.cat([s[c] for s in calibration.values()])
+        for c in (f"{UNIVERSAL.name}:share", f"{UNIVERSAL.name}:ciou", "sounding")
+    )
+    positive = sounding[:, 0] > 0
+    if positive.all() or not positive.any():
+        kind = "negatives" if positive.all() else "positives"
+        raise ValueError(
+            f"The calibration sets {', '.join(calibration)} hold no {kind}. A universal threshold is chosen on both: "
+            "add a set of the missing kind to data.calibration."
+        )
+    place = int(choose_threshold(overlap[positive], share[~positive], GRID))
+    criterion = "harmonic mean of mean cIoU over positives and 1 - predicted share over negatives"
+    return {"threshold": float(GRID[place]), "place": place, "chosen_on": list(calibration), "criterion": criterion}
+
+
+def write_samples(
+    path: Path, samples: Mapping[tuple[str, str], Samples], names: Mapping[str, Names], keep: str = "zstd"
+) -> None:
+    """``per_sample.parquet``, one row group per set and row.
+
+    Args:
+        path: of the file; it appears only when it is complete.
+        samples: (set, row) to columns with ``index``.
+        names: set to `Names`.
+        keep: compression.
+    """
+    columns = sorted({c for table in samples.values() for c in table if c not in IDENTITIES and c != "index"})
+    text = [(c, pa.string()) for c in ("set", "row", "key", "label", "negative")]
+    schema = pa.schema(
+        [
+            *text[:2],
+            ("index", pa.int64()),
+            *text[2:],
+            *((c, pa.float64()) for c in IDENTITIES if c != "negative"),
+            *((c, pa.list_(pa.float64())) for c in columns),
+        ]
+    )
+    with complete(path) as part, pq.ParquetWriter(part, schema, compression=keep) as writer:
+        for (name, row), table in samples.items():
+            index = table["index"].tolist()
+            told = [names[name].get(i, ("", "", "")) for i in index]
+            content: dict[str, Any] = {"set": [name] * len(index), "row": [row] * len(index), "index": index}
+            content |= {c: [t[i] for t in told] for i, c in enumerate(("key", "label", "negative"))}
+            content |= {c: table[c][:, 0].numpy() for c in IDENTITIES if c != "negative"}
+            content |= {c: lists(table[c].numpy()) if c in table else [None] * len(index) for c in columns}
+            writer.write_table(pa.table(content, schema=schema))
+
+
+def lists(values: np.ndarray) -> pa.Array:
+    n, k = values.shape
+    return pa.ListArray.from_arrays(pa.array(np.arange(n + 1, dtype=np.int32) * k), pa.array(values.reshape(-1)))
+
+
+def read_samples(path: Path) -> dict[tuple[str, str], dict[str, torch.Tensor]]:
+    """(set, row) to per-sample columns, as `write_samples` was given them.
+
+    Raises:
+        RescoreError: no such file, or not one of these.
+    """
+    if not path.is_file():
+        raise RescoreError(f"{path} does not exist. `avloc test` writes it; name the folder of a tested run.")
+    out: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            if not table.num_rows:
+                continue
+            key = (table["set"][0].as_py(), table["row"][0].as_py())
+            columns = {"index": torch.from_numpy(table["index"].to_numpy().copy())}
+            for name in IDENTITIES:
+                if name == "negative":
+                    values = np.array([KINDS.index(k) for k in table["negative"].to_pylist()], np.float64)
+                else:
+                    values = table[name].to_numpy().copy()
+                columns[name] = torch.from_numpy(values)[:, None]
+            for field in table.schema:
+                if pa.types.is_list(field.type) and not table[field.name].null_count:
+                    flat = table[field.name].combine_chunks().flatten().to_numpy(zero_copy_only=False).copy()
+                    columns[field.name] = torch.from_numpy(flat).reshape(table.num_rows, -1)
+            earlier = out.get(key)
+            out[key] = {c: torch.cat([earlier[c], v]) for c, v in columns.items()} if earlier else columns
+    return out
+
+
+def numbers_of_some(names: Sequence[str], columns: Mapping[str, NDArray[Any]]) -> dict[str, Summary]:
+    """`numbers` from columns as they stand in the file, ``negative`` as text: for the intervals of a report."""
+    kinds = np.array([KINDS.index(kind) for kind in columns["negative"]], np.float64)
+    full = dict(columns) | {"negative": kinds}
+    return numbers(names, {c: torch.from_numpy(v if v.ndim == 2 else v[:, None]) for c, v in full.items()})
+
+
+def rescore(folder: Path) -> dict[str, Any]:
+    """Compute every number of a run again from its per-sample values and write ``results.json`` anew.
+
+    Args:
+        folder: of a tested run.
+
+    Returns:
+        what ``results.json`` holds now.
+
+    Raises:
+        RescoreError: files are missing or disagree.
+    """
+    path = folder / "results.json"
+    if not path.is_file():
+        raise RescoreError(f"{path} does not exist. `avloc test` writes it; name the folder of a tested run.")
+    results = json.loads(path.read_text())
+    samples = read_samples(folder / "per_sample.parquet")
+    chosen = results.get("universal")
+    for name, entry in results["sets"].items():
+        for row in entry["rows"]:
+            if not entry["counted"][row]:
+                continue
+            if (name, row) not in samples:
+                raise RescoreError(f"{folder}: per_sample.parquet lacks the row {row!r} of {name}. Test the run again.")
+            entry["rows"][row] = numbers(entry["protocols"], samples[name, row], chosen["place"] if chosen else None)
+    write_results(path, results)
+    return results
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    with complete(path) as part:
+        part.write_text(json.dumps(finite(results), indent=1, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The same structure with None for NaN, which JSON does not know."""
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def complete(path: Path) -> Iterator[Path]:
+    """A path to write to; the file gets its own name only when it is complete."""
+    part = path.with_name(path.name + ".part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,226 @@
+"""Several sources in one picture or in pictures side by side: T-VSL, AVGN and NoPrior.
+
+Source: ``facts/metrics.md`` section 9. The names are the same and the numbers are not: "CIoU@0.3" is a success rate
+at cIoU 0.3 in NoPrior and AVGN (``success_rate(values, 0.3)``) and the mean cIoU of the map cut at 0.3 in T-VSL
+(``ciou(maps, truth, (0.3,)).mean()``); "CAP" is the average precision of a continuous map in T-VSL and of a binary
+one in NoPrior. CIoU@0.1 and IoU@0.3 of other tables are ``success_rate`` of ``ciou`` and ``avs.iou``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avloc.metrics.maps import minmax
+from avloc.metrics.thresholds import Above, chunk_size, count_above, median_threshold, sorts_with_numpy
+
+__all__ = [
+    "Matches",
+    "binary_average_precision",
+    "count_accuracy",
+    "duet_average_precision",
+    "greedy_matches",
+    "pixel_average_precision",
+    "smooth_iou",
+    "stacked_average_precision",
+    "swapped_average_precision",
+]
+
+
+def pixel_average_precision(scores: Tensor, truth: Tensor) -> Tensor:
+    """Average precision of each map over its own pixels, as scikit-learn defines it, ties included.
+
+    ``sum_k precision[k] * (recall[k] - recall[k-1])`` over the distinct scores from the highest to the lowest.
+
+    Args:
+        scores: float32 or narrower ``[N, H, W]``, free of NaN.
+        truth: ``[N, H, W]``; every pixel above 0 is a positive.
+
+    Returns:
+        float64 ``[N]``; 0 for a map without positives.
+
+    Raises:
+        TypeError: scores in float64.
+    """
+    if scores.dtype == torch.float64:
+        raise TypeError("pixel_average_precision compares scores in float32: give scores.float() instead of float64.")
+    size = chunk_size(scores)
+    parts = [average_precision(s.float(), t > 0) for s, t in zip(scores.split(size), truth.split(size), strict=True)]
+    return torch.cat(parts)
+
+
+def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
+    # The label rides in the last bit of an integer that orders as the score does: one sort of plain numbers.
+    bits = (scores.flatten(1) + 0.0).view(torch.int32)  # + 0.0: -0.0 equals 0.0
+    keys = (2 * (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()) + labels.flatten(1)
+    if sorts_with_numpy(keys):
+        ordered = torch.from_numpy(np.sort(keys.numpy(), axis=1)).flip(1)
+    else:
+        ordered = keys.sort(1, descending=True).values
+    found = (ordered & 1).int().cumsum(1, dtype=torch.int32)
+    score = ordered >> 1
+    last = torch.ones_like(score, dtype=torch.bool)
+    last[:, :-1] = score[:, 1:] != score[:, :-1]  # pixels of one score are found together
+    before = torch.where(last, found, 0).cummax(1).values.roll(1, 1)
+    before[:, 0] = 0
+    detected = torch.arange(1, score.shape[1] + 1, device=scores.device)
+    gain = torch.where(last, (found - before) * (found.double() / detected), 0.0)
+    return gain.sum(1) / found[:, -1].clamp(min=1)
+
+
+def binary_average_precision(hit: Tensor, predicted: Tensor, actual: Tensor, pixels: int) -> Tensor:
+    """`pixel_average_precision` of a binary map from its pixel counts, without a sort.
+
+    Args:
+        hit: predicted pixels of the object, any shape.
+        predicted: predicted pixels.
+        actual: pixels of the object.
+        pixels: of the map.
+
+    Returns:
+        float64 of that shape; 0 without an object.
+    """
+    recall = hit.double() / actual.clamp(min=1)
+    return recall * hit / predicted.clamp(min=1) + (1 - recall) * actual / pixels
+
+
+def smooth_iou(maps: Tensor, truth: Tensor, thresholds: Tensor | tuple[float, ...] = (0.3,)) -> Tensor:
+    """T-VSL's IoU, ``(intersection + 1e-4) / (union + 1e-4)``, prediction ``>=``.
+
+    Args:
+        maps: ``[N, H, W]``.
+        truth: ``[N, H, W]``; every pixel above 0 belongs to the object.
+        thresholds: ``[K]`` or ``[N, K]``, ascending.
+
+    Returns:
+        float64 ``[N, K]``; 1 where nothing is predicted and nothing is there.
+    """
+    hit, _, wrong, area = count_above(maps, truth, thresholds, ">=", mask=True)
+    return (hit + 1e-4) / (area + wrong + 1e-4)
+
+
+def duet_average_precision(maps: Tensor, truth: Tensor) -> Tensor:
+    """T-VSL's AP of each continuous map; NaN where the published code silently skips the sample.
+
+    It skips a ground truth with values other than 0 and 1, which overlapping boxes that are not clipped have.
+
+    Args:
+        maps: ``[N, H, W]``.
+        truth: ``[N, H, W]``.
+
+    Returns:
+        float64 ``[N]``; average it with ``nanmean``.
+    """
+    chunks = truth.split(chunk_size(truth))
+    skipped = torch.cat([((t != 0) & (t != 1)).flatten(1).any(1) for t in chunks])
+    return torch.where(skipped, math.nan, pixel_average_precision(maps, truth))
+
+
+def swapped_average_precision(prediction: Tensor, truth: Tensor) -> Tensor:
+    """AVGN's PIAP, whose arguments are swapped: the binary prediction is the label, the ground truth the score.
+
+    Args:
+        prediction: bool ``[N, H, W]`` of `avloc.metrics.thresholds.predicted`.
+        truth: ``[N, H, W]``.
+
+    Returns:
+        float64 ``[N]``; 0 for an empty prediction, 1 for a full one.
+    """
+    return pixel_average_precision(truth, prediction)
+
+
+class Matches(NamedTuple):
+    """NoPrior's values, one per source: float64 ``[N, max(M, T)]``, NaN where a sample has no such source.
+
+    Attributes:
+        ciou: of each map with the tile it was given to; 0 for each missing map.
+        ap: average precision of that binary tile (CAP); 0 for each missing map.
+    """
+
+    ciou: Tensor
+    ap: Tensor
+
+
+def greedy_matches(maps: Tensor, count: Tensor, truth: Tensor) -> Matches:
+    """Give each predicted map to the tile where it fits best, in order; a tile's ground truth is used up.
+
+    Each tile of each map is scaled by its own min-max and cut at its own median (``>``, pixels at 1 stay). Maps beyond the number
+    of tiles are scored against the ground truth that is left; a sample without any map adds nothing.
+
+    Args:
+        maps: ``[N, M, T * H, W]``, the predicted maps on the stacked picture, resized (bicubic) to the ground truth.
+        count: int64 ``[N]``, 0..M: how many of a sample's maps are predictions, the first ones.
+        truth: ``[N, T, H, W]``, weights in 0..1 of each tile.
+
+    Returns:
+        The values of each source; flat lists of the published order by ``values[~values.isnan()]``.
+    """
+    size = chunk_size(maps)
+    if len(maps) > size:
+        parts = [greedy_matches(*x) for x in zip(*(t.split(size) for t in (maps, count, truth)), strict=True)]
+        return Matches(*(torch.cat(values) for values in zip(*parts, strict=True)))
+    n, m = maps.shape[:2]
+    tiles = truth.shape[1]
+    goal = truth[:, None].expand(-1, m, *truth.shape[1:]).flatten(0, 2)
+    above = tile_counts(maps.flatten(0, 1), goal)
+    hit, found, wrong, total = (mass.view(n, m, tiles) for mass in above)
+    area = truth.flatten(2).count_nonzero(2)[:, None]
+    ap = binary_average_precision(found, found + wrong, area, goal.shape[1:].numel())
+
+    width = max(m, tiles)
+    left = torch.ones(n, tiles, dtype=torch.bool, device=maps.device)
+    place = torch.arange(width, device=maps.device)
+    values, aps = (torch.full((n, width), math.nan, dtype=torch.float64, device=maps.device) for _ in range(2))
+    for i in range(m):  # what one map takes, the next cannot have
+        overlap = torch.where(left, hit[:, i] / (total[:, i] + wrong[:, i]), 0 / (found + wrong)[:, i])
+        best = overlap.argmax(1, keepdim=True)
+        values[:, i : i + 1] = overlap.gather(1, best)
+        aps[:, i : i + 1] = torch.where(left, ap[:, i], 0.0).gather(1, best)
+        left = left.scatter(1, best, False)
+    missing = (place >= count[:, None]) & (place < tiles)
+    nothing = (count[:, None] == 0) | (place >= count[:, None].clamp(min=tiles))
+    return Matches(*(torch.where(nothing, math.nan, torch.where(missing, 0.0, v)) for v in (values, aps)))
+
+
+def stacked_average_precision(maps: Tensor, count: Tensor, truth: Tensor) -> Tensor:
+    """NoPrior's PIAP: the average precision of the binarised sum of a sample's maps over all tiles.
+
+    Args:
+        maps: as in `greedy_matches`.
+        count: as in `greedy_matches`.
+        truth: as in `greedy_matches`.
+
+    Returns:
+        float64 ``[N]``; NaN for a sample without maps.
+    """
+    size = chunk_size(maps)
+    if len(maps) > size:
+        triples = zip(*(t.split(size) for t in (maps, count, truth)), strict=True)
+        return torch.cat([stacked_average_precision(*x) for x in triples])
+    n, m = maps.shape[:2]
+    used = torch.arange(m, device=maps.device) < count[:, None]
+    total = torch.where(used[..., None, None], maps, 0).sum(1)
+    hit, _, wrong, area = (mass.view(n, -1).sum(1) for mass in tile_counts(total, truth.flatten(0, 1) > 0))
+    ap = binary_average_precision(hit, hit + wrong, area, truth.shape[1:].numel())
+    return torch.where(count > 0, ap, math.nan)
+
+
+def count_accuracy(count: Tensor, sources: Tensor | int) -> Tensor:
+    """Share of samples with the right number of maps, float64 scalar.
+
+    Args:
+        count: int64 ``[N]``.
+        sources: the right number, for all samples or ``[N]``.
+    """
+    return (count == sources).double().mean()
+
+
+def tile_counts(maps: Tensor, truth: Tensor) -> Above:
+    """Of stacked maps ``[B, T * H, W]``, what the predicted pixels of each tile hold of its ground truth
+    ``[B * T, H, W]``: min-max and upper median of the tile, ``>`` with LVS's leak."""
+    scaled = minmax(maps.reshape(-1, *truth.shape[1:]))
+    return count_above(scaled, truth, median_threshold(scaled), "lvs")
