@@ -205,6 +205,14 @@ def sureness(samples: Samples, column: str) -> tuple[Tensor, Tensor]:
     return samples[f"sureness:{column}"][:, 0], samples["sureness:visible"][:, 0] > 0
 
 
+def at_best_f1(values: Tensor, confidence: Tensor, visible: Tensor) -> Summary:
+    """Precision and recall where the published F1 is largest, and how far they lie apart."""
+    thresholds, f1 = extended.f1_curve(values, confidence, visible)
+    found = extended.precision_recall(values, confidence, visible, thresholds)
+    precision, recall = (part[f1.argmax()].item() for part in found)
+    return {"precision": precision, "recall": recall, "recall_precision_gap": recall - precision}
+
+
 def slavc(samples: Samples, values: Tensor, levels: tuple[float, ...] = (0.5, 0.75)) -> Summary:
     """SLAVC's numbers of per-sample cIoU ``[n]`` under its own confidence."""
     confidence, visible = sureness(samples, "top_quarter")
@@ -213,6 +221,7 @@ def slavc(samples: Samples, values: Tensor, levels: tuple[float, ...] = (0.5, 0.
         "ap": extended.average_precision(*given).item(),
         "max_f1": extended.max_f1(*given, rounded=True).item(),
         "loc_acc": extended.loc_acc(values, visible).item(),
+        **at_best_f1(*given),
         "max_f1_unrounded": extended.max_f1(*given).item(),
         "f1_at_half": extended.f1_at(*given).item(),
         "auc": auc(values[visible]).item(),
@@ -241,6 +250,7 @@ def extended_acl(samples: Samples) -> Summary:
         "ap": aps[best].item(),
         "max_f1": f1s[best].item(),
         "loc_acc": extended.loc_acc(values[:, best], visible).item(),
+        **at_best_f1(values[:, best], confidence, visible),
         "threshold": SWEEP[best],
         "column_best_max_f1": f1s[best_f1].item(),
         "column_best_max_f1_threshold": SWEEP[best_f1],

@@ -260,8 +260,11 @@ def test_average_precision_by_hand() -> None:
     # published: thresholds 0.7, 0.5, 0.3 with precision 1/2, 1/3, 2/4 and recall 1/2, 1/2, 2/2
     got = score("extended/acl", given, batch)
     assert got["ap"] == pytest.approx(0.5 * 0 + 0.5 * 0.5)
-    assert got["max_f1"] == pytest.approx(0.667)  # at 0.3 or at 0.9: 2/3, printed to a tenth of a percent
+    assert got["max_f1"] == pytest.approx(0.667)  # at 0.3: 2/3, printed to a tenth of a percent
     assert got["loc_acc"] == pytest.approx(2 / 3)
+    # at 0.3 precision 1/2 and recall 1 give the largest F1
+    assert (got["precision"], got["recall"]) == (0.5, 1)
+    assert got["recall_precision_gap"] == 0.5
 
 
 def test_all_negative_sets_have_numbers() -> None:
