@@ -149,14 +149,23 @@ def count_flops(run: Callable[[], None]) -> int:
     return int(counter.get_total_flops())
 
 
-def print_result(result: Result, as_json: bool) -> None:
+def print_result(result: Result | list[Result], as_json: bool) -> None:
+    """One measurement as fields below each other, several as the rows of a table; or JSON."""
     if as_json:
         print(json.dumps(result))
         return
-    table = Table("field", "value", title="avloc bench")
-    for name, value in result.items():
-        table.add_row(
-            name,
-            f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value,
-        )
+    if isinstance(result, list):
+        table = Table(*result[0], title="avloc bench")
+        for row in result:
+            table.add_row(*(shown(value) for value in row.values()))
+    else:
+        table = Table("field", "value", title="avloc bench")
+        for name, value in result.items():
+            table.add_row(name, shown(value))
     Console().print(table)
+
+
+def shown(value: float | int | str) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) else value

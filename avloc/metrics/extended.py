@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from avloc.metrics.thresholds import largest
+from avloc.metrics.thresholds import largest_mean, one_thread
 
 __all__ = [
     "SIZES",
@@ -50,8 +50,7 @@ def top_quarter(maps: Tensor) -> Tensor:
     Returns:
         float64 ``[N]``.
     """
-    count = math.ceil(maps.shape[1:].numel() / 4)
-    return torch.cat([pixels.mean(1, dtype=torch.float64) for pixels in largest(maps, count)])
+    return largest_mean(maps, math.ceil(maps.shape[1:].numel() / 4))
 
 
 def precision_recall(
@@ -79,6 +78,7 @@ def precision_recall(
     return share(found, detected), share(found, found + missed)
 
 
+@one_thread()
 def average_precision(
     ciou: Tensor, confidence: Tensor, visible: Tensor, level: float = 0.5, skip: int | None = 200
 ) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -51,7 +50,7 @@ def minmax(maps: Tensor) -> Tensor:
     low = maps.amin((-2, -1), keepdim=True)
     span = maps.amax((-2, -1), keepdim=True) - low
     constant = ~(span > 0)
-    return (maps - low.masked_fill(constant, 0)) / span.masked_fill(constant, 1)
+    return (maps - low.masked_fill(constant, 0)).div_(span.masked_fill(constant, 1))
 
 
 def flip_minmax(maps: Tensor) -> Tensor:

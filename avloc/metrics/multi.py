@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from avloc.metrics.maps import minmax
-from avloc.metrics.thresholds import Above, chunk_size, count_above, median_threshold, sorts_with_numpy
+from avloc.metrics.thresholds import (
+    Above,
+    area,
+    chunk_size,
+    count_above,
+    median_threshold,
+    one_thread,
+    sorts_with_numpy,
+)
 
 __all__ = [
     "Matches",
@@ -31,6 +39,7 @@ __all__ = [
 ]
 
 
+@one_thread()
 def pixel_average_precision(scores: Tensor, truth: Tensor) -> Tensor:
     """Average precision of each map over its own pixels, as scikit-learn defines it, ties included.
 
@@ -99,8 +108,8 @@ def smooth_iou(maps: Tensor, truth: Tensor, thresholds: Tensor | tuple[float, ..
     Returns:
         float64 ``[N, K]``; 1 where nothing is predicted and nothing is there.
     """
-    hit, _, wrong, area = count_above(maps, truth, thresholds, ">=", mask=True)
-    return (hit + 1e-4) / (area + wrong + 1e-4)
+    hit, _, wrong, total = count_above(maps, truth, thresholds, ">=", mask=True)
+    return (hit + 1e-4) / (total + wrong + 1e-4)
 
 
 def duet_average_precision(maps: Tensor, truth: Tensor) -> Tensor:
@@ -148,8 +157,8 @@ class Matches(NamedTuple):
 def greedy_matches(maps: Tensor, count: Tensor, truth: Tensor) -> Matches:
     """Give each predicted map to the tile where it fits best, in order; a tile's ground truth is used up.
 
-    Each tile of each map is scaled by its own min-max and cut at its own median (``>``, pixels at 1 stay). Maps beyond the number
-    of tiles are scored against the ground truth that is left; a sample without any map adds nothing.
+    Each tile of each map is scaled by its own min-max and cut at its own median (``>``, pixels at 1 stay). Maps beyond
+    the number of tiles are scored against the ground truth that is left; a sample without any map adds nothing.
 
     Args:
         maps: ``[N, M, T * H, W]``, the predicted maps on the stacked picture, resized (bicubic) to the ground truth.
@@ -159,17 +168,13 @@ def greedy_matches(maps: Tensor, count: Tensor, truth: Tensor) -> Matches:
     Returns:
         The values of each source; flat lists of the published order by ``values[~values.isnan()]``.
     """
-    size = chunk_size(maps)
-    if len(maps) > size:
-        parts = [greedy_matches(*x) for x in zip(*(t.split(size) for t in (maps, count, truth)), strict=True)]
-        return Matches(*(torch.cat(values) for values in zip(*parts, strict=True)))
     n, m = maps.shape[:2]
-    tiles = truth.shape[1]
-    goal = truth[:, None].expand(-1, m, *truth.shape[1:]).flatten(0, 2)
-    above = tile_counts(maps.flatten(0, 1), goal)
-    hit, found, wrong, total = (mass.view(n, m, tiles) for mass in above)
-    area = truth.flatten(2).count_nonzero(2)[:, None]
-    ap = binary_average_precision(found, found + wrong, area, goal.shape[1:].numel())
+    tiles, pixels = truth.shape[1], truth.shape[2:].numel()
+    above = [tile_counts(maps[:, i], truth) for i in range(m)]  # of each map, with the whole ground truth
+    empty = torch.zeros(n, 0, tiles, dtype=torch.float64, device=maps.device)
+    hit, found, wrong, total = (torch.stack(v, 1) for v in zip(*above, strict=True)) if above else (empty,) * 4
+    goal = area(truth.flatten(0, 1)).view(n, 1, tiles)
+    ap = binary_average_precision(found, found + wrong, goal, pixels)
 
     width = max(m, tiles)
     left = torch.ones(n, tiles, dtype=torch.bool, device=maps.device)
@@ -197,15 +202,12 @@ def stacked_average_precision(maps: Tensor, count: Tensor, truth: Tensor) -> Ten
     Returns:
         float64 ``[N]``; NaN for a sample without maps.
     """
+    used = torch.arange(maps.shape[1], device=maps.device) < count[:, None]
     size = chunk_size(maps)
-    if len(maps) > size:
-        triples = zip(*(t.split(size) for t in (maps, count, truth)), strict=True)
-        return torch.cat([stacked_average_precision(*x) for x in triples])
-    n, m = maps.shape[:2]
-    used = torch.arange(m, device=maps.device) < count[:, None]
-    total = torch.where(used[..., None, None], maps, 0).sum(1)
-    hit, _, wrong, area = (mass.view(n, -1).sum(1) for mass in tile_counts(total, truth.flatten(0, 1) > 0))
-    ap = binary_average_precision(hit, hit + wrong, area, truth.shape[1:].numel())
+    pairs = zip(maps.split(size), used.split(size), strict=True)
+    sums = torch.cat([torch.where(u[..., None, None], x, 0).sum(1) for x, u in pairs])
+    hit, _, wrong, total = (v.sum(1) for v in tile_counts(sums, truth, mask=True))
+    ap = binary_average_precision(hit, hit + wrong, total, truth.shape[1:].numel())
     return torch.where(count > 0, ap, math.nan)
 
 
@@ -219,8 +221,15 @@ def count_accuracy(count: Tensor, sources: Tensor | int) -> Tensor:
     return (count == sources).double().mean()
 
 
-def tile_counts(maps: Tensor, truth: Tensor) -> Above:
-    """Of stacked maps ``[B, T * H, W]``, what the predicted pixels of each tile hold of its ground truth
-    ``[B * T, H, W]``: min-max and upper median of the tile, ``>`` with LVS's leak."""
-    scaled = minmax(maps.reshape(-1, *truth.shape[1:]))
-    return count_above(scaled, truth, median_threshold(scaled), "lvs")
+@one_thread()
+def tile_counts(maps: Tensor, truth: Tensor, mask: bool = False) -> Above:
+    """Of stacked maps ``[N, T * H, W]``, what the predicted pixels of each tile hold of its ground truth
+    ``[N, T, H, W]``, ``[N, T]`` each: min-max and upper median of the tile, ``>`` with LVS's leak."""
+    n, tiles = truth.shape[:2]
+    parts = []
+    size = max(1, chunk_size(truth))
+    for start in range(0, max(1, n), size):
+        goal = truth[start : start + size].flatten(0, 1)
+        scaled = minmax(maps[start : start + size].reshape(goal.shape))
+        parts.append(count_above(scaled, goal, median_threshold(scaled), "lvs", mask=mask))
+    return Above(*(torch.cat(v).view(n, tiles) for v in zip(*parts, strict=True)))

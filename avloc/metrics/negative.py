@@ -16,9 +16,7 @@ from avloc.metrics.thresholds import Operator, count_above
 __all__ = ["image_share", "share_auc", "share_curve"]
 
 
-def image_share(
-    maps: Tensor, thresholds: Tensor | Sequence[float] = (0.5,), operator: Operator = ">"
-) -> Tensor:
+def image_share(maps: Tensor, thresholds: Tensor | Sequence[float] = (0.5,), operator: Operator = ">") -> Tensor:
     """pIA: the share of the pixels that are predicted.
 
     Args:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from avloc.metrics.avs import BETA2
-from avloc.metrics.thresholds import chunk_size
+from avloc.metrics.thresholds import chunk_size, one_thread
 
 __all__ = [
     "DatasetScores",
@@ -50,6 +50,7 @@ class DatasetScores(NamedTuple):
     accuracy: Tensor
 
 
+@one_thread()
 def label_counts(pred: Tensor, truth: Tensor, classes: int, ignore: int | None = None) -> LabelCounts:
     """Count pixels of each class in prediction, ground truth and both.
 
@@ -72,6 +73,7 @@ def label_counts(pred: Tensor, truth: Tensor, classes: int, ignore: int | None =
     return LabelCounts(*(torch.cat(parts) for parts in zip(*tables, strict=True)))
 
 
+@one_thread()
 def confusion(pred: Tensor, truth: Tensor, classes: int, ignore: int | None = IGNORE) -> Tensor:
     """How often each class (row) was labelled as each class (column) in all frames together.
 
@@ -101,8 +103,8 @@ def class_iou(counts: LabelCounts) -> Tensor:
 
 def class_fscore(counts: LabelCounts, beta2: float = BETA2) -> Tensor:
     """F of the hard labels of each frame and class, float64 ``[N, C]``; 0 without a common pixel."""
-    whole = beta2 * counts.actual + counts.predicted
-    return torch.where(counts.intersection > 0, (1 + beta2) * counts.intersection / whole, 0.0)
+    hit, predicted, actual = (c.double() for c in counts)
+    return torch.where(hit > 0, (1 + beta2) * hit / (beta2 * actual + predicted), 0.0)
 
 
 def present(counts: LabelCounts) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,12 +20,14 @@ __all__ = [
     "SWEEP",
     "Above",
     "Operator",
+    "area",
     "area_threshold",
     "chunk_size",
     "count_above",
-    "largest",
+    "largest_mean",
     "mass_above",
     "median_threshold",
+    "one_thread",
     "predicted",
     "rank_threshold",
 ]
@@ -35,7 +38,7 @@ Operator = Literal[">=", ">", "lvs"]
 SWEEP: tuple[float, ...] = tuple(0.05 * i for i in range(1, 20))
 """The 19 fixed thresholds of ACL-SSL, 0.05..0.95."""
 
-FEW = 4  # thresholds that are compared one by one rather than by a histogram
+FEW = 12  # thresholds: with so many, comparing whole maps in NumPy is faster than a histogram, on a processor
 
 
 def chunk_size(maps: Tensor) -> int:
@@ -43,15 +46,27 @@ def chunk_size(maps: Tensor) -> int:
     return max(1, 2 ** (24 if maps.is_cuda else 17) // max(1, maps.shape[1:].numel()))
 
 
-def largest(maps: Tensor, count: int) -> Iterator[Tensor]:
-    """The largest pixels of each map in no order, some maps at a time: ``[n, count]``."""
-    for part in maps.split(chunk_size(maps)):
-        pixels = part.flatten(1)
-        if sorts_with_numpy(pixels):
-            rank = pixels.shape[1] - count
-            yield torch.from_numpy(np.stack([np.partition(row, rank)[rank:] for row in pixels.detach().numpy()]))
-        else:
-            yield pixels.topk(count, dim=1, sorted=False).values
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Without torch's threads on the processor: on what a cache holds, waiting for them costs more than they gain,
+    and a hundred times more while data workers keep the processor busy. Use as a decorator."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def largest_mean(maps: Tensor, count: int) -> Tensor:
+    """The mean of the largest pixels of each map, float64 ``[N]``."""
+    pixels, rank = maps.detach().flatten(1), maps.shape[1:].numel() - count
+    if sorts_with_numpy(pixels):
+        means = [np.partition(row, rank)[rank:].mean(dtype=np.float64) for row in pixels.numpy()]
+        return torch.tensor(means, dtype=torch.float64)
+    return torch.cat(
+        [p.topk(count, dim=1, sorted=False).values.double().mean(1) for p in pixels.split(chunk_size(maps))]
+    )
 
 
 def sorts_with_numpy(x: Tensor) -> bool:
@@ -85,6 +100,13 @@ def median_threshold(maps: Tensor) -> Tensor:
     return maps.flatten(1).kthvalue(middle + 1, dim=1, keepdim=True).values
 
 
+def area(truth: Tensor) -> Tensor:
+    """Pixels of each map ``[N, H, W]`` that are not 0, whatever their weight; int64 ``[N]``."""
+    if truth.device.type != "cpu":
+        return truth.flatten(1).count_nonzero(1)
+    return torch.tensor([np.count_nonzero(row != 0) for row in truth.detach().numpy()], dtype=torch.int64)
+
+
 def area_threshold(maps: Tensor, truth: Tensor) -> Tensor:
     """The adaptive threshold: the value at index HW - A, with A the area of the ground truth.
 
@@ -99,8 +121,8 @@ def area_threshold(maps: Tensor, truth: Tensor) -> Tensor:
         ``[N, 1]``.
     """
     pixels = truth.shape[1:].numel()
-    area = torch.cat([t.flatten(1).bool().sum(1) for t in truth.split(chunk_size(truth))])
-    return rank_threshold(maps, pixels - torch.where(area == 0, pixels // 2, area))
+    count = area(truth)
+    return rank_threshold(maps, pixels - torch.where(count == 0, pixels // 2, count))
 
 
 def predicted(maps: Tensor, thresholds: Tensor, operator: Operator) -> Tensor:
@@ -133,6 +155,7 @@ class Above(NamedTuple):
     total: Tensor
 
 
+@one_thread()
 def count_above(
     maps: Tensor,
     truth: Tensor | None,
@@ -148,17 +171,24 @@ def count_above(
         thresholds: ``[K]`` for all maps or ``[N, K]``, ascending. They are compared in the maps' dtype.
         operator: when a pixel is predicted.
         mask: every pixel whose truth is above 0 belongs to the object with weight 1.
+
+    Raises:
+        ValueError: maps and truth of different shapes.
     """
+    if truth is not None and truth.shape != maps.shape:
+        raise ValueError(
+            f"Maps of shape {list(maps.shape)} cannot be compared with a ground truth of shape {list(truth.shape)}: "
+            "resize the maps to the ground truth (avloc.metrics.maps.resize), one map for each."
+        )
     cuts = torch.as_tensor(thresholds, dtype=maps.dtype, device=maps.device)
     if maps.dtype in (torch.float16, torch.bfloat16):  # exact, and all that follows knows the wider types
         maps, cuts = maps.float(), cuts.float()
-    count = by_comparison if cuts.shape[-1] <= FEW else by_histogram
-    return count(maps, truth, cuts, operator, mask)
+    few = maps.device.type == "cpu" and cuts.shape[-1] <= FEW
+    return (by_comparison if few else by_histogram)(maps, truth, cuts, operator, mask)
 
 
 class Chunk(NamedTuple):
-    """Some maps as rows of pixels ``[n, P]``, and memory that every chunk uses again: fresh pages cost more than the
-    arithmetic on them."""
+    """Some maps as rows of pixels ``[n, P]``, and memory that every chunk uses again."""
 
     rows: slice
     x: Tensor
@@ -171,12 +201,13 @@ class Chunk(NamedTuple):
 
 def chunks(maps: Tensor, truth: Tensor | None, mask: bool) -> Iterator[Chunk]:
     size, pixels = min(len(maps), chunk_size(maps)), maps.shape[1:].numel()
+    # Fresh pages would cost more than the arithmetic on them.
     types = (torch.float32, torch.float32, maps.dtype, torch.int32)
-    scratch = [torch.empty(size, pixels, dtype=dtype, device=maps.device) for dtype in types]
+    memory = [torch.empty(size, pixels, dtype=dtype, device=maps.device) for dtype in types]
     for start in range(0, len(maps), max(1, size)):
         rows = slice(start, start + size)
         x = maps[rows].flatten(1)
-        inside, spare, place, bins = scratch if len(x) == size else [buffer[: len(x)] for buffer in scratch]
+        inside, spare, place, bins = memory if len(x) == size else [part[: len(x)] for part in memory]
         weights = None
         if truth is not None:
             t = truth[rows].flatten(1)
@@ -185,9 +216,9 @@ def chunks(maps: Tensor, truth: Tensor | None, mask: bool) -> Iterator[Chunk]:
             elif t.dtype == torch.bool:
                 inside.copy_(t)
             else:
-                t = t.float() if t.dtype != torch.float64 else t
+                t = t if t.dtype in (torch.float32, torch.float64) else t.float()
                 # t - t², 0 for t = 0 and 1 only
-                rest = torch.addcmul(t, t, t, value=-1, out=spare if t.dtype == torch.float32 else None)
+                rest = torch.addcmul(t, t, t, value=-1, out=spare) if t.dtype == torch.float32 else t - t**2
                 if bool(rest.abs_().sum()):
                     weights = t
                     torch.ne(t, 0, out=inside)
@@ -197,29 +228,33 @@ def chunks(maps: Tensor, truth: Tensor | None, mask: bool) -> Iterator[Chunk]:
 
 
 def by_comparison(maps: Tensor, truth: Tensor | None, cuts: Tensor, operator: Operator, mask: bool) -> Above:
-    """`count_above` for a few thresholds, one after another: the predicted set of each is made."""
+    """`count_above` for a few thresholds on a processor, map by map: nothing counts a row as fast as NumPy, and what a
+    map needs stays in the cache."""
     n, k = len(maps), cuts.shape[-1]
-    cuts = cuts.expand(n, k)
-    # Float32 counts exactly to 2**24.
-    count = torch.float32 if maps.shape[1:].numel() < 2**24 else torch.float64
-    hit, found, size = (torch.zeros(n, k, dtype=torch.float64, device=maps.device) for _ in range(3))
-    total = torch.zeros(n, dtype=torch.float64, device=maps.device)
-    for c in chunks(maps, truth, mask):
-        if truth is not None:
-            total[c.rows] = c.inside.sum(1, dtype=count) if c.weights is None else c.weights.sum(1, dtype=torch.float64)
-        for i in range(k):
-            # The comparisons of torch are four times as fast into floats as into bools.
-            chosen = (torch.ge if operator == ">=" else torch.gt)(c.x, cuts[c.rows, i : i + 1], out=c.spare)
+    above = np.greater_equal if operator == ">=" else np.greater
+    hit, found, size = np.zeros((3, n, k))
+    total = np.zeros((n, 1))
+    levels = cuts.expand(n, k).numpy()
+    goals = [None] * n if truth is None else truth.detach().flatten(1).numpy()
+    chosen = np.empty(maps.shape[1:].numel(), dtype=bool)
+    common = np.empty_like(chosen)
+    for i, (x, goal) in enumerate(zip(maps.detach().flatten(1).numpy(), goals, strict=True)):
+        inside, binary = None, True
+        if goal is not None:
+            inside = goal if goal.dtype == bool else goal > 0 if mask else goal != 0
+            total[i] = np.count_nonzero(inside)
+            binary = mask or goal.dtype == bool or np.count_nonzero(goal == 1) == total[i]
+            if not binary:
+                total[i] = goal.sum(dtype=np.float64)
+        for j in range(k):
+            above(x, levels[i, j], out=chosen)
             if operator == "lvs":
-                torch.maximum(chosen, torch.ge(c.x, 1, out=c.place), out=chosen)
-            size[c.rows, i] = chosen.sum(1, dtype=count)
-            if c.weights is not None:
-                hit[c.rows, i] = (chosen * c.weights).sum(1, dtype=torch.float64)
-            if truth is not None:
-                found[c.rows, i] = chosen.mul_(c.inside).sum(1, dtype=count)
-                if c.weights is None:
-                    hit[c.rows, i] = found[c.rows, i]
-    return Above(hit, found, size - found, total[:, None])
+                chosen |= x >= 1
+            size[i, j] = np.count_nonzero(chosen)
+            if inside is not None:
+                found[i, j] = np.count_nonzero(np.logical_and(chosen, inside, out=common))
+                hit[i, j] = found[i, j] if binary else goal[common].sum(dtype=np.float64)
+    return Above(*(torch.from_numpy(v) for v in (hit, found, size - found, total)))
 
 
 def by_histogram(maps: Tensor, truth: Tensor | None, cuts: Tensor, operator: Operator, mask: bool) -> Above:
@@ -228,8 +263,8 @@ def by_histogram(maps: Tensor, truth: Tensor | None, cuts: Tensor, operator: Ope
     width = k + 2  # the last bin takes what is infinite
     kinds = 1 if truth is None else 2
     grid = even_grid(cuts, operator)
-    tables = torch.zeros(len(maps), kinds * width, dtype=torch.int64, device=maps.device)
-    weighted = []
+    tables = []
+    extra: Tensor | None = None  # what weights other than 1 add to the counts
     for c in chunks(maps, truth, mask):
         if grid is not None:
             place = torch.add(grid.start, c.x, alpha=grid.slope, out=c.place).clamp_(0, k + 0.5)
@@ -247,22 +282,23 @@ def by_histogram(maps: Tensor, truth: Tensor | None, cuts: Tensor, operator: Ope
                 bins.masked_fill_(c.x >= 1, k)
             if kinds == 2:
                 bins += width * c.inside.int()
-        tables[c.rows] = count_rows(bins, kinds * width, c.spare.view(torch.int32))
+        tables.append(count_rows(bins, kinds * width, c.spare.view(torch.int32)))
         if c.weights is not None:
-            mass = torch.zeros(len(c.x), width, dtype=torch.float64, device=maps.device)
-            weighted.append((c.rows, mass.scatter_add(1, (bins % width).long(), c.weights.double())))
-    counts = tables.view(-1, kinds, width).flip(2).cumsum(2).flip(2).double()  # so many thresholds passed, or more
+            if extra is None:
+                extra = torch.zeros(len(maps), width, dtype=torch.float64, device=maps.device)
+            extra[c.rows] = extra[c.rows].scatter_add(1, (bins % width).long(), c.weights.double() - c.inside)
+    counts = torch.cat(tables) if tables else torch.zeros(0, kinds * width, dtype=torch.int64, device=maps.device)
+    counts = counts.view(-1, kinds, width).flip(2).cumsum(2).flip(2).double()  # so many thresholds passed, or more
     wrong = counts[:, 0, 1 : k + 1]
     if truth is None:
         none = torch.zeros_like(wrong)
         return Above(none, none, wrong, none[:, :1])
     found, total = counts[:, 1, 1 : k + 1], counts[:, 1, :1]
-    hit = found.clone() if weighted else found
+    if extra is None:
+        return Above(found, found, wrong, total)
     # A triangular product, since torch has no deterministic cumulative sum of floats on CUDA.
-    passes = torch.ones(width, width, dtype=torch.float64, device=maps.device).tril()
-    for rows, mass in weighted:
-        hit[rows], total[rows] = (mass @ passes).split([1, k, 1], dim=1)[1], mass.sum(1, keepdim=True)
-    return Above(hit, found, wrong, total)
+    extra = extra @ torch.ones(width, width, dtype=torch.float64, device=maps.device).tril()
+    return Above(found + extra[:, 1 : k + 1], found, wrong, total + extra[:, :1])
 
 
 def count_rows(bins: Tensor, width: int, spare: Tensor) -> Tensor:
@@ -297,7 +333,7 @@ class Grid(NamedTuple):
 def even_grid(cuts: Tensor, operator: Operator) -> Grid | None:
     """The grid that the thresholds form; None if they are uneven, differ between maps, or the operator is LVS's."""
     k = cuts.shape[-1]
-    if cuts.ndim > 1 or k > 2**12 or operator == "lvs":  # more bins than float32 can tell apart well
+    if cuts.ndim > 1 or not 1 < k <= 2**12 or operator == "lvs":  # more bins than float32 can tell apart well
         return None
     values = cuts.double()
     step = float(values[-1] - values[0]) / (k - 1)

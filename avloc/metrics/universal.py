@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from avloc.metrics.ciou import auc, success_rate
 from avloc.metrics.robust import harmonic_mean
+from avloc.metrics.thresholds import one_thread
 
 __all__ = ["GRID", "Summary", "balance", "choose_threshold", "summary"]
 
@@ -38,6 +38,7 @@ class Summary(NamedTuple):
     f: Tensor
 
 
+@one_thread()
 def balance(ciou: Tensor, pia: Tensor) -> Tensor:
     """Harmonic mean of the mean cIoU over positives and 1 minus the mean pIA over negatives.
 

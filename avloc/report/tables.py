@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -20,6 +21,8 @@ from avloc.report.layout import ResultTable, compare, paper_table, universal_tab
 from avloc.report.results import MODEL, ResultsError, Run, read_run
 
 __all__ = ["ResultTable", "ResultsError", "compare", "read_run", "report", "to_frame", "to_latex", "to_markdown"]
+
+WIDTH = 160  # columns of a table that goes to a file
 
 PICTURES, FEWEST = 120, 6
 """Samples in all galleries of a page together, and the fewest of one set."""
@@ -69,7 +72,7 @@ def report(
         ]
         for each in tables:
             each.notes.extend(absent)
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else WIDTH)
     for each in tables:
         console.print(to_rich(each))
         for note in [*each.findings, *each.notes]:

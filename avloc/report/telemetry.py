@@ -345,7 +345,7 @@ def panels_of(batch: AVBatch, answer: Localization, rows: Sequence[int], rate: i
     return [
         Panel(
             key=batch.key[i],
-            image=legible(image[i]),
+            image=legible(within(image[i], batch, i)),
             heatmap=heat[i],
             truth=None if truth is None else truth[i],
             label=" / ".join(part for part in (names[i], kinds[i]) if part),
@@ -354,6 +354,14 @@ def panels_of(batch: AVBatch, answer: Localization, rows: Sequence[int], rate: i
         )
         for i in range(len(batch))
     ]
+
+
+def within(image: torch.Tensor, batch: AVBatch, i: int) -> torch.Tensor:
+    """A picture without the padding that makes it square."""
+    if batch.size is None:
+        return image
+    height, width = batch.size[i].tolist()
+    return image[:, :height, :width]
 
 
 def legible(image: torch.Tensor, side: int = 160) -> torch.Tensor:

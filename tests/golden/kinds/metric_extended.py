@@ -105,9 +105,7 @@ def slavc_ciou(case: Case, x: Tensor, truth: Tensor, operator: Operator = ">=") 
     return ciou(scaled, truth, rank_threshold(scaled, rank), operator)[:, 0]
 
 
-def stats(
-    ciou: Tensor, conf: Tensor, visible: Tensor, area: Tensor, levels: tuple[float, ...]
-) -> dict[str, Tensor]:
+def stats(ciou: Tensor, conf: Tensor, visible: Tensor, area: Tensor, levels: tuple[float, ...]) -> dict[str, Tensor]:
     """Every number of every subset at every level."""
     size = X.size_group(area)
     subsets = {"all": torch.ones_like(visible), "visible": visible}

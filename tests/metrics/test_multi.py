@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+from avloc.metrics import multi
+from avloc.metrics.maps import minmax
+from avloc.metrics.multi import (
+    binary_average_precision,
+    count_accuracy,
+    duet_average_precision,
+    greedy_matches,
+    pixel_average_precision,
+    smooth_iou,
+    stacked_average_precision,
+    swapped_average_precision,
+)
+
+
+@pytest.mark.parametrize("with_numpy", [True, False])
+@pytest.mark.parametrize("levels", [2, 7, 10**6])
+def test_average_precision_is_sklearns(monkeypatch: pytest.MonkeyPatch, levels: int, with_numpy: bool) -> None:
+    monkeypatch.setattr(multi, "sorts_with_numpy", lambda x: with_numpy)
+    torch.manual_seed(0)
+    scores = (torch.randint(levels, (6, 11, 17)) / levels - 0.3) * 4  # negative scores too
+    scores[4] = 0.25
+    scores[5, :5] = -0.0
+    scores[5, 5:] = 0.0
+    truth = torch.rand(6, 11, 17) > 0.7
+    truth[1], truth[2] = True, False
+    got = pixel_average_precision(scores, truth)
+    want = [average_precision_score(t.flatten(), s.flatten()) for s, t in zip(scores, truth, strict=True) if t.any()]
+    assert got[[0, 1, 3, 4, 5]].tolist() == pytest.approx(want, abs=1e-12)
+    assert got[2].item() == 0
+
+
+def test_float64_scores_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"give scores.float\(\)"):
+        pixel_average_precision(torch.rand(1, 2, 2, dtype=torch.float64), torch.ones(1, 2, 2))
+
+
+def test_binary_average_precision_needs_no_sort() -> None:
+    torch.manual_seed(0)
+    chosen, truth = torch.rand(9, 5, 7) > 0.6, torch.rand(9, 5, 7) > 0.6
+    chosen[0], chosen[1], truth[2] = False, True, False
+    counts = [x.flatten(1).sum(1) for x in (chosen & truth, chosen, truth)]
+    got = binary_average_precision(*counts, 35)
+    pairs = zip(truth.flatten(1), chosen.flatten(1), strict=True)
+    want = [average_precision_score(t, c) if t.any() else 0.0 for t, c in pairs]
+    assert got.tolist() == pytest.approx(want, abs=1e-12)
+
+
+def test_swapped_arguments() -> None:
+    truth = torch.tensor([[[1.0, 0.5, 0.0, 0.0]]]).repeat(3, 1, 1)
+    chosen = torch.tensor([[[True, False, True, False]], [[False] * 4], [[True] * 4]])
+    got = swapped_average_precision(chosen, truth)
+    assert got[0].item() == pytest.approx(average_precision_score([1, 0, 1, 0], [1, 0.5, 0, 0]))
+    assert got[1:].tolist() == [0, 1]
+
+
+def test_duet_skips_what_is_not_a_mask() -> None:
+    truth = torch.tensor([[[1.0, 0.0]], [[2.0, 0.0]], [[0.5, 1.0]]])
+    got = duet_average_precision(torch.tensor([[[0.1, 0.9]]]).repeat(3, 1, 1), truth)
+    assert got[0].item() == 0.5
+    assert got[1:].isnan().all()
+    assert got.nanmean().item() == 0.5
+
+
+def test_smooth_iou_by_hand() -> None:
+    maps = torch.tensor([[[0.3, 0.2, 0.9]], [[0.0, 0.1, 0.2]]])
+    truth = torch.tensor([[[2.0, 1.0, 0.0]], [[0.0, 0.0, 0.0]]])
+    got = smooth_iou(maps, truth, (0.3,))
+    assert got[:, 0].tolist() == pytest.approx([(1 + 1e-4) / (3 + 1e-4), 1.0])
+
+
+def published_order(maps: list[torch.Tensor], truth: torch.Tensor) -> tuple[list[float], list[float]]:
+    """NoPrior's matching of one sample, as the fact sheet tells it."""
+    left, values, aps = truth.clone(), [], []
+    tiles = len(truth)
+    for m in maps:
+        overlap, ap = [], []
+        for tile, goal in zip(m.chunk(tiles), left, strict=True):
+            x = minmax(tile[None])[0]
+            cut = x.flatten().sort().values[x.numel() // 2]
+            chosen = ((x > cut) | (x >= 1)).float()
+            wrong = (chosen * (goal == 0)).sum()
+            overlap.append(float((chosen * goal).sum() / (goal.sum() + wrong)))
+            ap.append(average_precision_score(goal.flatten(), chosen.flatten()) if goal.any() else 0.0)
+        best = max(range(tiles), key=lambda i: overlap[i])
+        values.append(overlap[best])
+        aps.append(ap[best])
+        left[best] = 0
+    missing = [0.0] * (tiles - len(maps) if maps else 0)
+    return values + missing, aps + missing
+
+
+@pytest.mark.parametrize(("tiles", "most"), [(2, 3), (3, 2), (1, 1)])
+def test_greedy_matching_by_hand(tiles: int, most: int) -> None:
+    torch.manual_seed(0)
+    n, height, width = 12, 9, 7
+    truth = (torch.rand(n, tiles, height, width) > 0.6).float()
+    maps = torch.rand(n, most, tiles * height, width) + truth.flatten(1, 2)[:, None] * torch.rand(n, most, 1, 1)
+    count = torch.arange(n) % (most + 1)
+    matches = greedy_matches(maps, count, truth)
+    for i in range(n):
+        values, aps = published_order(list(maps[i, : count[i]]), truth[i])
+        row = matches.ciou[i]
+        assert row[~row.isnan()].tolist() == pytest.approx(values, abs=1e-7)
+        row = matches.ap[i]
+        assert row[~row.isnan()].tolist() == pytest.approx(aps, abs=1e-7)
+
+
+def test_sum_of_maps_over_all_tiles() -> None:
+    torch.manual_seed(0)
+    truth = (torch.rand(4, 2, 6, 5) > 0.6).float()
+    maps, count = torch.rand(4, 3, 12, 5), torch.tensor([1, 3, 0, 2])
+    got = stacked_average_precision(maps, count, truth)
+    for i in (0, 1, 3):
+        tiles = minmax(maps[i, : count[i]].sum(0).reshape(2, 6, 5))
+        cut = tiles.flatten(1).sort(1).values[:, 15, None, None]
+        want = average_precision_score(truth[i].flatten(), ((tiles > cut) | (tiles >= 1)).flatten())
+        assert got[i].item() == pytest.approx(want)
+    assert math.isnan(got[2].item())
+
+
+def test_count_accuracy() -> None:
+    assert count_accuracy(torch.tensor([2, 1, 3, 2]), 2).item() == 0.5
+    assert count_accuracy(torch.tensor([2, 1]), torch.tensor([2, 3])).item() == 0.5
