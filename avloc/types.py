@@ -30,33 +30,55 @@ class InputSpec:
     Args:
         image_size: side of the square image, pixels.
         resize: ``squash`` gives up the aspect ratio (every published evaluator does);
-            ``crop`` scales the short side and cuts the centre.
+            ``crop`` scales the short side and cuts the centre; ``pad`` scales the long side, with the picture at the
+            top left and zeros elsewhere (SAM; see `AVBatch.size`). Ground truth of ``pad`` is that of the picture.
         interpolation: PIL filter of that resize.
         train_scale: training images are resized to ``int(image_size * train_scale)`` and cropped at random.
         train_flip: probability of a horizontal flip in training.
         sample_rate: Hz. Shards are resampled when they are written; another rate in a shard is an error.
         seconds: length of the waveform.
-        window: which part of a longer clip is heard.
+        window: which part of a longer clip is heard. ``frame``: that of the scored frame, which was taken t seconds
+            into the clip: the stretch from ``floor(t / seconds) * seconds`` on; where the clip has ended by then,
+            the last stretch that begins in it. (AVSBench: second i for frame i.)
         pad: how a shorter clip is completed.
         channels: how stereo becomes mono. ``left_then_right`` lays the channels end to end, which is how
             ACL-SSL reads AVSBench (``facts/acl_ssl.md`` section 2).
         frames: pictures per sample; 1 makes every annotated frame a sample of its own.
         duet: how several pictures of one sample, each made square, are laid side by side: ``squash`` fits the row
             into the square, ``wide`` keeps it, ``[3, H, n H]`` (T-VSL). Ground truth is ``[S, G, n G]`` in both.
+        picture: False where training does without pixels as soon as there are stored features (``AVBatch.stored``):
+            ``AVBatch.image`` is then ``[B, 3, 0, 0]``. Evaluation always shows them.
+
+    Raises:
+        ValueError: ``pad`` with ``train_scale`` (nothing is cut out of a padded picture), or ``frame`` with
+            ``left_then_right`` (channels that lie end to end have no time).
     """
 
     image_size: int = 352
-    resize: Literal["squash", "crop"] = "squash"
+    resize: Literal["squash", "crop", "pad"] = "squash"
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     train_scale: float = 1.0
     train_flip: float = 0.0
     sample_rate: int = 16000
     seconds: float = 10.0
-    window: Literal["head", "centre"] = "head"
+    window: Literal["head", "centre", "frame"] = "head"
     pad: Literal["zeros", "tile"] = "zeros"
     channels: Literal["mean", "first", "left_then_right"] = "mean"
     frames: int = 1
     duet: Literal["squash", "wide"] = "squash"
+    picture: bool = True
+
+    def __post_init__(self) -> None:
+        if self.resize == "pad" and self.train_scale != 1:
+            raise ValueError(
+                f"InputSpec: resize pad shows the whole picture, but train_scale {self.train_scale:g} would cut a part "
+                "out. Set train_scale to 1."
+            )
+        if self.window == "frame" and self.channels == "left_then_right":
+            raise ValueError(
+                "InputSpec: window frame cuts the sound by time, and channels left_then_right lays one channel after "
+                "the other. Use channels mean or first."
+            )
 
     @property
     def samples(self) -> int:
@@ -73,8 +95,11 @@ class AVBatch:
         image: uint8 ``[B, 3, H, W]``, RGB (``[B, F, 3, H, W]`` when ``InputSpec.frames`` F > 1).
         audio: float32 ``[B, T]`` in [-1, 1] at the method's sample rate.
         index: int64 ``[B]``, place of the sample in its evaluation set; -1 in training.
+        size: int64 ``[B, 2]``, height and width of the picture at the top left of its square; None unless
+            ``InputSpec.resize`` is ``pad``.
         truth: float32 ``[B, S, G, G']``, ground-truth map of each source, or None; in [0, 1] (overlapping boxes that a
-            published reading does not clip exceed 1); G' = n G for n pictures side by side.
+            published reading does not clip exceed 1); G' = n G for n pictures side by side, and another side where
+            ``data.truth_size`` asks for one.
         semantic: int64 ``[B, G, G']``, class of each pixel with 0 for background and 255 for "do not score", or None.
         class_id: int64 ``[B, S]``, -1 where unknown, or None.
         sounding: bool ``[B]``, False where the true map is the zero map, or None.
@@ -84,6 +109,9 @@ class AVBatch:
         group_size: number of samples of its group, 1 for none.
         video: video of each sample, "" when unknown (AVSBench averages over batches of videos).
         caption: one caption per sample, "" for none.
+        stored: features by name, ``[B, ...]``, that were stored beside the shards (`avloc.data.store`; float16 where
+            the method gave floats; rows of varying length with zeros up to the batch's longest): what ``frozen``
+            would compute of the pictures. Empty for none.
     """
 
     key: list[str]
@@ -100,6 +128,8 @@ class AVBatch:
     group_size: list[int] = field(default_factory=list)
     video: list[str] = field(default_factory=list)
     caption: list[str] = field(default_factory=list)
+    size: Tensor | None = None
+    stored: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.key)
@@ -123,13 +153,16 @@ class AVBatch:
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
                 changes[f.name] = value[index.to(value.device)]
+            elif isinstance(value, dict):
+                changes[f.name] = {k: v[index.to(v.device)] for k, v in value.items()}
             elif value:
                 changes[f.name] = [value[i] for i in rows]
         return replace(self, **changes)
 
     def _map(self, function: Any) -> AVBatch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: function(v) for k, v in tensors.items() if isinstance(v, Tensor)})
+        changes = {k: function(v) for k, v in tensors.items() if isinstance(v, Tensor)}
+        return replace(self, **changes, stored={k: function(v) for k, v in self.stored.items()})
 
 
 @dataclass

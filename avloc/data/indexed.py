@@ -7,7 +7,7 @@ import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,11 @@ from torch.utils.data import Dataset, DistributedSampler
 from avloc.data.labels import LABEL_SPACES
 from avloc.data.schema import Record, Sample, SampleError
 from avloc.data.shards import ShardError, check_member, read_index, remote
-from avloc.data.transforms import Floats, Item, make_item, make_sound, make_truth, sample_rng
+from avloc.data.transforms import Floats, Grid, Item, grid_of, make_item, make_sound, make_truth, sample_rng
 from avloc.types import InputSpec
+
+if TYPE_CHECKING:
+    from avloc.data.store import FeatureStore
 
 __all__ = ["ROWS", "EvalSet", "Sound", "StridedSampler"]
 
@@ -41,7 +44,7 @@ class EvalSet(Dataset[Item]):
         index_path: the set's index JSON, a local file.
         spec: what the method wants.
         tags: only records with all of these.
-        truth_size: side G of the ground-truth maps.
+        truth_size: side G of the ground-truth maps, or their height and width; None for no maps.
         sound: what is heard in every unit, whatever its condition. ``shuffled`` gives every record the sound of
             another one, of another class wherever that is possible; ``silence`` is zeros; ``noise`` is Gaussian
             of rms 0.1, clipped to [-1, 1]: the controls for a method that does not listen.
@@ -50,6 +53,7 @@ class EvalSet(Dataset[Item]):
             which must not be scored, and is listed in `missing`. Counted per process.
         calibration: whether thresholds are chosen on this set instead of scored.
         name: what results are called by; the set's own name by default.
+        store: features of all units, which go into ``AVBatch.stored``; None for none.
 
     Attributes:
         row: row of the results that the set fills, by ``sound``: "model", "shuffled sound", "silenced" or "noise".
@@ -66,12 +70,13 @@ class EvalSet(Dataset[Item]):
         index_path: Path | str,
         spec: InputSpec,
         tags: tuple[str, ...] = (),
-        truth_size: int = 224,
+        truth_size: Grid | None = 224,
         sound: Sound = "own",
         seed: int = 0,
         allow_missing: int = 0,
         calibration: bool = False,
         name: str | None = None,
+        store: FeatureStore | None = None,
     ) -> None:
         if remote(str(index_path)):
             raise ShardError(f"{index_path}: evaluation reads by place and needs local files. Download the set first.")
@@ -79,9 +84,10 @@ class EvalSet(Dataset[Item]):
         self.index = read_index(index_path)
         self.name = name or self.index.dataset
         self.sound, self.seed, self.row = sound, seed, ROWS[sound]
-        self.calibration = calibration
+        self.calibration, self.store = calibration, store
         self.records: list[Record] = []
         self.places: list[dict[str, tuple[int, int, int]]] = []  # member -> shard, offset, bytes
+        self.shard: list[int] = []  # of each record
         seen: dict[str, str] = {}
         for shard in range(len(self.index.shards)):
             self._scan(shard, set(tags), seen)
@@ -117,8 +123,7 @@ class EvalSet(Dataset[Item]):
         """Name of unit i: the record's key, with ``.f<frame>`` where several frames of it are scored, and
         ``@<kind>`` under a condition."""
         record, frame, condition = self.units[i]
-        several = len(self._scored(record)) > 1
-        name = self.records[record].key + (f".f{frame}" if several else "")
+        name = self.records[record].unit(frame)
         return f"{name}@{condition}" if condition else name
 
     def sample(self, record: int) -> Sample:
@@ -137,6 +142,8 @@ class EvalSet(Dataset[Item]):
                 condition=condition,
             )
             item.index = i
+            if self.store:
+                item.stored = self.store.row(self.key(i))
         except SampleError as e:
             item = self._blank(i, e)
         item.key = self.key(i)
@@ -150,20 +157,22 @@ class EvalSet(Dataset[Item]):
         out, and so are broken ones where ``allow_missing`` permits any.
 
         Returns:
-            sum: float64 ``[G, G]``, ``[G, n G]`` for duets, of each unit's union over its sources.
+            sum: float64 ``[G, G']``, ``[G, n G']`` for duets, of each unit's union over its sources.
             count: number of maps in the sum.
 
         Raises:
             SampleError: a mask is missing or broken, and no unit may be missing.
         """
-        total = torch.zeros(self.truth_size, self.truth_size * self.records[0].tiles, dtype=torch.float64)
+        size = self.truth_size or 1
+        height, width = grid_of(size)
+        total = torch.zeros(height, width * self.records[0].tiles, dtype=torch.float64)
         count = 0
         for i in range(rank, len(self.units), world):
             record, frame, condition = self.units[i]
-            if condition or not self.records[record].has_maps:
+            if condition or not self.records[record].has_maps or self.truth_size is None:
                 continue
             try:
-                truth = make_truth(self.sample(record), self.spec, frame, self.truth_size)
+                truth = make_truth(self.sample(record), self.spec, frame, size)
             except SampleError:
                 if not self.allow_missing:
                     raise
@@ -196,7 +205,9 @@ class EvalSet(Dataset[Item]):
     def _control(self, i: int) -> Floats | None:
         """What is heard instead of the unit's own sound; None to hear that."""
         if self.partner is not None:
-            return make_sound(self.sample(self.partner[self.units[i][0]]), self.spec)
+            record, frame, _ = self.units[i]
+            frames = self.records[record].frames
+            return make_sound(self.sample(self.partner[record]), self.spec, t=frames[frame].t if frames else 0.0)
         if self.sound == "silence":
             return np.zeros(self.spec.samples, np.float32)
         if self.sound == "noise":
@@ -211,8 +222,13 @@ class EvalSet(Dataset[Item]):
                     f"{self.name}: {self.records[record].key} is a row of pictures, the method takes "
                     f"{self.spec.frames} frames at once; such a set is scored with InputSpec.frames 1."
                 )
+            if self.spec.resize == "pad":
+                raise ShardError(
+                    f"{self.name}: {self.records[record].key} is a row of pictures that fill their squares, the method "
+                    "pads pictures; such a set is scored with InputSpec.resize squash or crop."
+                )
             return [0]
-        frames = [f for f, frame in enumerate(self.records[record].frames) if frame.annotated] or [0]
+        frames = self.records[record].scored or [0]
         if self.spec.frames > 1 and len(frames) > 1:
             raise ShardError(
                 f"{self.name}: {self.records[record].key} has {len(frames)} scored frames, the method takes "
@@ -238,7 +254,7 @@ class EvalSet(Dataset[Item]):
 
     def _has_semantic(self, record: int, frame: int) -> bool:
         frames = self.records[record].frames
-        return bool(frames) and frames[frame].semantic is not None
+        return self.truth_size is not None and bool(frames) and frames[frame].semantic is not None
 
     def _scan(self, shard: int, tags: set[str], seen: dict[str, str]) -> None:
         """Find the records of a shard; ``seen`` tells the shards of the keys before."""
@@ -272,6 +288,7 @@ class EvalSet(Dataset[Item]):
                 if tags <= set(record.tags):
                     self.records.append(record)
                     self.places.append(places)
+                    self.shard.append(shard)
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
         if shard not in self._files:
@@ -289,7 +306,8 @@ class EvalSet(Dataset[Item]):
                 f"{self.allow_missing} to go on without some, and the report will say how many."
             ) from error
         number, frame, condition = self.units[i]
-        record, size, G, n = self.records[number], self.spec.image_size, self.truth_size, self.records[number].tiles
+        record, size, n = self.records[number], self.spec.image_size, self.records[number].tiles
+        G, G2 = grid_of(self.truth_size or 0)
         width = n * size if self.spec.duet == "wide" else size
         shape = (3, size, width) if self.spec.frames == 1 else (self.spec.frames, 3, size, size)
         sources = max(n, len(record.targets))
@@ -297,12 +315,14 @@ class EvalSet(Dataset[Item]):
             key=record.key,
             image=np.zeros(shape, np.uint8),
             audio=np.zeros(self.spec.samples, np.float32),
-            truth=np.zeros((sources, G, n * G), np.float32) if record.has_maps else None,
-            semantic=np.full((G, n * G), IGNORE, np.int64) if self._has_semantic(number, frame) else None,
+            size=(size, size) if self.spec.resize == "pad" else None,
+            truth=np.zeros((sources, G, n * G2), np.float32) if record.has_maps and self.truth_size else None,
+            semantic=np.full((G, n * G2), IGNORE, np.int64) if self._has_semantic(number, frame) else None,
             class_id=[-1] * len(record.targets),
             label=[""] * len(record.targets),
             sounding=False,
             negative=condition,
+            stored=self.store.blank() if self.store else {},
         )
 
 

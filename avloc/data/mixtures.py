@@ -34,13 +34,13 @@ def per_tile(maps: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """Source t is in tile t of a row and nowhere else.
 
     Args:
-        maps: n maps ``[G, G]``, one per source, each on the grid of its own picture.
+        maps: n maps ``[G, G']``, one per source, each on the grid of its own picture.
 
     Returns:
-        ``[n, G, n G]``, zero outside of each source's tile.
+        ``[n, G, n G']``, zero outside of each source's tile.
     """
-    size = len(maps[0])
-    row = np.zeros((len(maps), size, len(maps) * size), maps[0].dtype)
+    height, size = maps[0].shape
+    row = np.zeros((len(maps), height, len(maps) * size), maps[0].dtype)
     for t, tile in enumerate(maps):
         row[t, :, t * size : (t + 1) * size] = tile
     return row

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import logging
 import os
 import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from avloc.data.indexed import EvalSet, Sound, StridedSampler
-from avloc.data.shards import ShardError, read_index, remote
-from avloc.data.stream import ResumableLoader, TrainStream
+from avloc.data.shards import Index, ShardError, read_index, remote
+from avloc.data.store import FeatureStore, StoreError, open_features, others, store_name, stored_folder
+from avloc.data.stream import Frames, ResumableLoader, TrainStream, loader_options
 from avloc.data.transforms import collate
 from avloc.types import InputSpec
 
 __all__ = ["AVDataModule"]
+
+log = logging.getLogger(__name__)
 
 WORLD = "world"  # the embedded world, made on the fly
 CONVERTERS = {
@@ -27,13 +29,13 @@ CONVERTERS = {
     "avs_ms3_box": "avs_ms3",
     "avs_robust_s4": "avs_robust",
     "avs_robust_ms3": "avs_robust",
+    "avss_v2": "avss",
     "is3_seg": "is3",
     "vpo_ss_seg": "vpo_ss",
     "vpo_ms_seg": "vpo_ms",
     "ade20k_sound_box": "ade20k_sound",
     "vgg_single": "vgg_duet",
 }  # sets whose converter has another name
-TRUTH_SIZE = 224  # side of the ground-truth grid in every published evaluator
 
 
 class AVDataModule(LightningDataModule):
@@ -64,8 +66,18 @@ class AVDataModule(LightningDataModule):
             noise.
         truth: training batches carry ground-truth and semantic maps, cropped and flipped like the pictures: for
             supervised methods.
+        truth_size: grid of ground truth, in training and evaluation: a side, 224 in every published evaluator, or
+            ``[height, width]`` for maps at a native size.
+        frames: of a training record with several annotated frames, see a ``random`` one per epoch, or ``all``, each
+            as a sample of its own (AVSBench).
+        train_fraction: train on this part of the set, the same in every epoch and run.
+        stored: feed features that were stored beside the shards (`avloc.data.store`). The training set must have
+            them; evaluation sets without any are computed. Stale ones are an error.
         input_spec: what a method wants; by default what the trained or tested method declares.
         allow_missing: broken samples tolerated per evaluation set and process.
+
+    Raises:
+        ShardError: a ``truth_size`` that is no grid, or a ``train_fraction`` outside of (0, 1].
     """
 
     def __init__(
@@ -82,6 +94,10 @@ class AVDataModule(LightningDataModule):
         shuffle_buffer: int = 2000,
         sound_controls: list[Literal["shuffled", "silence", "noise"]] | None = None,
         truth: bool = False,
+        truth_size: int | list[int] = 224,
+        frames: Frames = "random",
+        train_fraction: float = 1.0,
+        stored: bool = False,
         input_spec: InputSpec | None = None,
         allow_missing: int = 0,
     ) -> None:
@@ -92,6 +108,12 @@ class AVDataModule(LightningDataModule):
         self.seed, self.shuffle_buffer, self.truth = seed, shuffle_buffer, truth
         self.sound_controls = sound_controls or []
         self.input_spec, self.allow_missing = input_spec, allow_missing
+        self.truth_size, self.frames, self.stored = truth_size, frames, stored
+        self.train_fraction = train_fraction
+        sides = [truth_size] * 2 if isinstance(truth_size, int) else truth_size
+        if len(sides) != 2 or min(sides) < 1:
+            raise ShardError(f"data.truth_size must be a side or [height, width] in pixels, not {truth_size}.")
+        self._cache_key = ""
         self.train_stream: TrainStream | None = None
         self.val_sets: list[EvalSet] = []
         self.test_sets: list[EvalSet] = []
@@ -110,11 +132,21 @@ class AVDataModule(LightningDataModule):
         """Read the indexes that a stage needs.
 
         Raises:
-            ShardError: a set is absent; the message names set, path and the command that writes it.
+            ShardError: a set is absent; the message names set, path and the command that writes it. Or an oblong
+                ``truth_size`` of pictures that are cut to squares.
+            StoreError: the features of a set are absent (those of the training set), stale or damaged, or cannot be
+                used.
         """
+        sides = self.truth_size
+        if self.spec.resize == "crop" and not isinstance(sides, int) and sides[0] != sides[1]:
+            raise ShardError(
+                f"data.truth_size {sides} is oblong, but the method sees the central square of each picture (resize "
+                "crop), and so do its maps. Give one side."
+            )
         if stage == "fit" and self.train and self.train_stream is None:
+            index = read_index(self.find(self.train, "train"))
             self.train_stream = TrainStream(
-                read_index(self.find(self.train, "train")),
+                index,
                 self.spec,
                 self.per_process(),
                 rank=self.trainer.global_rank if self.trainer else 0,
@@ -122,7 +154,10 @@ class AVDataModule(LightningDataModule):
                 workers=self.num_workers,
                 seed=self.seed,
                 buffer=self.shuffle_buffer,
-                truth_size=TRUTH_SIZE if self.truth else None,
+                truth_size=self.truth_size if self.truth else None,
+                frames=self.frames,
+                store=self.features(index, training=True) if self.stored else None,
+                fraction=self.train_fraction,
             )
         if stage in ("fit", "validate") and not self.val_sets:
             self.val_sets = [self.eval_set(n) for n in self.val]
@@ -175,17 +210,42 @@ class AVDataModule(LightningDataModule):
 
     def eval_set(self, name: str, sound: Sound = "own", calibration: bool = False) -> EvalSet:
         """The evaluation set of that name, called ``name`` in results."""
+        path = self.find(name, "test")
         return EvalSet(
-            self.find(name, "test"),
+            path,
             self.spec,
             tags=() if is_index(name) else tuple(name.split("/")[1:]),
-            truth_size=TRUTH_SIZE,
+            truth_size=self.truth_size,
             sound=sound,
             seed=self.seed,
             calibration=calibration,
             allow_missing=self.allow_missing,
             name=None if is_index(name) else name,
+            store=self.features(read_index(path)) if self.stored else None,
         )
+
+    def features(self, index: Index, training: bool = False) -> FeatureStore | None:
+        """The stored features of a set; None for an evaluation set of which nothing is stored.
+
+        Raises:
+            StoreError: absent for training; stale, incomplete or damaged; the method stores none; or training
+                pictures are cropped or mirrored at random, which stored features do not follow.
+        """
+        method: Any = self.trainer.lightning_module if self.trainer else None
+        if not hasattr(method, "cache_key"):
+            raise StoreError(f"data.stored is true, but {type(method).__name__} stores no features. Set it to false.")
+        spec = self.spec
+        if training and (spec.train_scale != 1 or spec.train_flip):
+            raise StoreError(
+                f"data.stored is true: stored features are those of the whole picture, but training crops and mirrors "
+                f"pictures at random (train_scale {spec.train_scale:g}, train_flip {spec.train_flip:g}). Switch that "
+                "off in the method (1 and 0), or set data.stored to false."
+            )
+        if not training and not others(stored_folder(index.url, store_name(method))):
+            log.info("%s-%s has no stored features: they are computed.", index.dataset, index.split)
+            return None
+        self._cache_key = self._cache_key or method.cache_key()
+        return open_features(method, index, key=self._cache_key)
 
     def train_dataloader(self) -> ResumableLoader | list[Any]:
         if self.train_stream is None:
@@ -197,7 +257,7 @@ class AVDataModule(LightningDataModule):
             self.train_stream,
             self._place if self.trainer else None,
             persistent_workers=self.num_workers > 0,
-            **self._options(),
+            **loader_options(self.num_workers),
         )
 
     def val_dataloader(self) -> list[DataLoader]:
@@ -231,18 +291,12 @@ class AVDataModule(LightningDataModule):
         except ValueError as e:
             raise ShardError(f"{dataset.name}: {e}") from e
         return DataLoader(
-            dataset, batch_size=self.eval_batch_size, sampler=sampler, collate_fn=collate, **self._options()
+            dataset,
+            batch_size=self.eval_batch_size,
+            sampler=sampler,
+            collate_fn=collate,
+            **loader_options(self.num_workers),
         )
-
-    def _options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
-        if self.num_workers:
-            # Decoding sound is reported to deadlock in forked workers (facts/platform.md section 1). What is
-            # imported before the fork server forks is not imported again by every worker of every loader.
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["avloc.data.stream", "avloc.data.indexed"])
-            options["multiprocessing_context"] = context
-        return options
 
 
 def is_index(name: str) -> bool:

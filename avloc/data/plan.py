@@ -1,10 +1,10 @@
-"""Which record is trained on when, by which process: pure functions of numbers, without any reading.
+"""Which sample is trained on when, by which process: pure functions of numbers, without any reading.
 
-The global order of an epoch is the shards, permuted by (seed, epoch), with their records side by side. It is
-cut into one contiguous region per rank and, in there, one contiguous chunk per worker, counted in records:
-shards of any size,
-and fewer shards than workers, give every rank the same number of batches. Each worker permutes its chunk
-within a window, so that it can read its tars front to back while it holds no more than that window in memory.
+A sample is a record, or one of its annotated frames where each of them is trained on. The global order of an epoch
+is the shards, permuted by (seed, epoch), with their samples side by side. It is cut into one contiguous region per
+rank and, in there, one contiguous chunk per worker, counted in samples: shards of any size, and fewer shards than
+workers, give every rank the same number of batches. Each worker permutes its chunk within a window, so that it can
+read its tars front to back while it holds no more than that window in memory.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__ = ["EpochPlan", "WorkerShare"]
 
 @dataclass(frozen=True)
 class WorkerShare:
-    """What one worker does in one epoch. Place p is the p-th record of its chunk, in reading order.
+    """What one worker does in one epoch. Place p is the p-th sample of its chunk, in reading order.
 
     Attributes:
         shard: int64 ``[n]``, shard of each place; non-decreasing runs, so each tar is read once.
-        position: int64 ``[n]``, place of the record in its shard.
+        position: int64 ``[n]``, place of the sample in its shard.
         batches: int64 ``[m, batch]``, the places that make up each batch.
-        spares: int64 ``[batch, 2]``, (shard, position) of records outside of the chunk that may stand in for
+        spares: int64 ``[batch, 2]``, (shard, position) of samples outside of the chunk that may stand in for
             broken ones; they follow it in the global order. A single chunk that is the whole epoch names its
             own.
     """
@@ -41,15 +41,15 @@ class EpochPlan:
     """The order of training.
 
     Args:
-        counts: records per shard.
+        counts: samples per shard.
         batch: samples per batch of a process.
         world: processes.
         workers: loader workers per process, at least 1.
         seed: of all permutations.
-        buffer: window of the workers' shuffle, records; 1 for none.
+        buffer: window of the workers' shuffle, samples; 1 for none.
 
     Raises:
-        ValueError: fewer records than one batch for each process.
+        ValueError: fewer samples than one batch for each process.
     """
 
     counts: tuple[int, ...]
@@ -64,7 +64,7 @@ class EpochPlan:
             raise ValueError(f"batch, world and workers must be at least 1: {self}.")
         if not self.length:
             raise ValueError(
-                f"{self.total} records do not fill a batch of {self.batch} on {self.world} processes. "
+                f"{self.total} samples do not fill a batch of {self.batch} on {self.world} processes. "
                 "Lower batch_size or use fewer processes."
             )
 

@@ -224,6 +224,17 @@ class Record:
         return len(self.frames) if len(self.frames) > 1 and self._sources() > 1 else 1
 
     @property
+    def scored(self) -> list[int]:
+        """Places of the frames that are scored, and trained on, one by one: the annotated ones; of a duet, which is
+        seen as a whole, the first."""
+        annotated = [i for i, frame in enumerate(self.frames) if frame.annotated]
+        return annotated[:1] if self.tiles > 1 else annotated
+
+    def unit(self, frame: int) -> str:
+        """Name of one frame as a sample: the key, with ``.f<frame>`` where several frames are scored."""
+        return f"{self.key}.f{frame}" if len(self.scored) > 1 else self.key
+
+    @property
     def conditions(self) -> list[str]:
         """Kinds of the sounds that replace its own: the record is scored under each of them too."""
         return [a.kind for a in self.audios if a.kind]

@@ -50,12 +50,14 @@ class ShardError(RuntimeError):
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar of a set: file name (or path, URL, ``pipe:`` command), records, bytes, SHA-256 of the bytes."""
+    """One tar of a set: file name (or path, URL, ``pipe:`` command), records, bytes, SHA-256 of the bytes, and scored
+    frames of all records (`Record.scored`), which indexes of earlier versions do not tell (None)."""
 
     file: str
     count: int
     bytes: int
     sha256: str
+    units: int | None = None
 
 
 @dataclass
@@ -313,7 +315,7 @@ def write_one(
     temporary = folder / f".tmp-{file}-{os.getpid()}"
     skipped: list[tuple[str, str]] = []
     classes: Counter[str] = Counter()
-    count = 0
+    count = units = 0
     try:
         with temporary.open("wb") as f:
             with webdataset.TarWriter(f, encoder=False, mtime=0, user="avloc", group="avloc") as tar:
@@ -327,6 +329,7 @@ def write_one(
                         tar.write({"__key__": made.key, "meta.json": meta, **made.members})
                         classes[made.record.label] += 1
                         count += 1
+                        units += len(made.record.scored)
                     progress(1)
             f.flush()
             os.fsync(f.fileno())
@@ -338,6 +341,7 @@ def write_one(
             count=count,
             bytes=size,
             sha256=digest,
+            units=units,
             plan=fingerprint(jobs),
             classes=classes,
             skipped=skipped,
@@ -352,7 +356,11 @@ def write_one(
 
 
 def write_index(folder: Path, name: str, split: str, notes: Sequence[dict[str, Any]], licence: str) -> Path:
-    shards = [Shard(n["file"], n["count"], n["bytes"], n["sha256"]) for n in notes if n["count"]]
+    shards = [
+        Shard(n["file"], n["count"], n["bytes"], n["sha256"], n["units"] if "units" in n else units_of(folder, n))
+        for n in notes
+        if n["count"]
+    ]
     classes = sum((Counter(n["classes"]) for n in notes), Counter())
     index = Index(name, split, sum(s.count for s in shards), shards, dict(sorted(classes.items())), licence)
     path = folder / f"{name}-{split}.json"
@@ -363,6 +371,11 @@ def write_index(folder: Path, name: str, split: str, notes: Sequence[dict[str, A
     except OSError as e:
         raise no_space(folder, path.name, e) from e
     return path
+
+
+def units_of(folder: Path, note: dict[str, Any]) -> int:
+    """Scored frames in a shard whose note is of an earlier version."""
+    return sum(len(Record.from_json(raw["meta.json"]).scored) for raw in read_shard(str(folder / note["file"])))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -405,7 +418,7 @@ def read_index(url: Path | str) -> Index:
                 f"{url}: schema version {data['schema']!r} is unknown, this avloc reads {SCHEMA_VERSION}. "
                 "Update avloc, or write the shards again."
             )
-        shards = [Shard(s["file"], s["count"], s["bytes"], s["sha256"]) for s in data["shards"]]
+        shards = [Shard(s["file"], s["count"], s["bytes"], s["sha256"], s.get("units")) for s in data["shards"]]
         index = Index(data["dataset"], data["split"], data["count"], shards, data["classes"], data["licence"], url=url)
         index.notes = [str(note) for note in data.get("notes", [])]
     except (OSError, ValueError, KeyError, TypeError) as e:
@@ -413,6 +426,8 @@ def read_index(url: Path | str) -> Index:
             f"{url} cannot be read as an index of shards ({type(e).__name__}: {e}). "
             "Name the JSON that data_prep wrote beside the tars, or run data_prep again to write it."
         ) from e
+    if any(s.units is not None and not isinstance(s.units, int) for s in shards):
+        raise ShardError(f"{url}: the units of a shard are no number. Run data_prep again.")
     if index.count != sum(s.count for s in shards):
         raise ShardError(f"{url}: count {index.count} is not the sum of its shards. Run data_prep again.")
     return index

@@ -9,8 +9,10 @@ group.
 from __future__ import annotations
 
 import logging
+import math
+import multiprocessing
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -19,20 +21,25 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from avloc.data.plan import EpochPlan, WorkerShare
 from avloc.data.schema import Record, Sample, SampleError, SchemaError
 from avloc.data.shards import Index, ShardError, read_shard
-from avloc.data.transforms import Item, collate, make_item, sample_rng
+from avloc.data.transforms import Grid, Item, collate, first_scored, make_item, sample_rng
 from avloc.types import AVBatch, InputSpec
 
-__all__ = ["ResumableLoader", "TrainStream"]
+if TYPE_CHECKING:
+    from avloc.data.store import FeatureStore
+
+__all__ = ["Frames", "ResumableLoader", "TrainStream", "loader_options"]
 
 log = logging.getLogger(__name__)
 Raw = dict[str, bytes]
+Unit = tuple[Raw, int | None]  # a record and one of its frames, or None where the frame is still to be chosen
+Frames = Literal["random", "all"]
 
 
 class TrainStream(IterableDataset[AVBatch]):
     """Ready-collated training batches; give it to a ``DataLoader(batch_size=None)``.
 
-    Pictures are cropped and flipped at random, and so are the maps where there are any, by the same draw. Each
-    record is seen once per epoch: of several annotated frames, with ``truth_size``, a random one.
+    Pictures are cropped and flipped at random, and so are the maps where there are any, by the same draw. A sample
+    is called by the frame that is seen of it where its record has several annotated ones: `Record.unit`.
 
     Args:
         index: of the set.
@@ -43,11 +50,18 @@ class TrainStream(IterableDataset[AVBatch]):
         workers: of the loader; 0 and 1 give the same order.
         seed: of order and augmentation.
         buffer: window of the shuffle, records per worker.
-        truth_size: side G of the ground-truth and semantic maps for supervised training; None for no maps. A
-            record without any is a broken one.
+        truth_size: side G of the ground-truth and semantic maps for supervised training, or their height and width;
+            None for no maps. A record without any is a broken one.
+        frames: ``random``: each record is seen once per epoch, of several annotated frames a random one with
+            ``truth_size``, the first without. ``all``: each annotated frame is a sample of its own, and a record
+            without any is none.
+        store: features of all samples, which go into ``AVBatch.stored``; None for none.
+        fraction: train on the first part of every shard only; shards are written in random order, so it is a random
+            part of the set, the same in every epoch and run.
 
     Raises:
-        ShardError: the set does not fill one batch per process.
+        ShardError: the set does not fill one batch per process; or all frames are wanted of an index that does not
+            tell how many there are, or by a method that takes several at once.
     """
 
     def __init__(
@@ -60,11 +74,19 @@ class TrainStream(IterableDataset[AVBatch]):
         workers: int = 0,
         seed: int = 0,
         buffer: int = 2000,
-        truth_size: int | None = None,
+        truth_size: Grid | None = None,
+        frames: Frames = "random",
+        store: FeatureStore | None = None,
+        fraction: float = 1.0,
     ) -> None:
         self.index, self.spec, self.rank, self.seed, self.truth_size = index, spec, rank, seed, truth_size
+        self.frames, self.store = frames, store
+        counts = tuple(s.count for s in index.shards) if frames == "random" else self._units_of_shards()
+        if not 0 < fraction <= 1:
+            raise ShardError(f"data.train_fraction {fraction:g} must lie above 0 and not above 1.")
+        self.counts = tuple(math.ceil(round(fraction * n, 9)) for n in counts)
         try:
-            self.plan = EpochPlan(tuple(s.count for s in index.shards), batch, world, max(1, workers), seed, buffer)
+            self.plan = EpochPlan(self.counts, batch, world, max(1, workers), seed, buffer)
         except ValueError as e:
             raise ShardError(f"{index.dataset}-{index.split}: {e}") from e
         self.place = torch.zeros(2, dtype=torch.int64).share_memory_()
@@ -98,12 +120,12 @@ class TrainStream(IterableDataset[AVBatch]):
         for rows, window in self._windows(share, skip):
             yield collate(self._batch(rows, window, share, epoch, number))
 
-    def _windows(self, share: WorkerShare, skip: int) -> Iterator[tuple[list[int], dict[int, Raw]]]:
-        """Batches as places, and raw records by place; reads no further than the next batch needs."""
+    def _windows(self, share: WorkerShare, skip: int) -> Iterator[tuple[list[int], dict[int, Unit]]]:
+        """Batches as places, and raw samples by place; reads no further than the next batch needs."""
         batches = share.batches[skip:].tolist()
         wanted = {place for rows in batches for place in rows}
         arrivals = self._read(share.shard.tolist(), share.position.tolist())
-        window: dict[int, Raw] = {}
+        window: dict[int, Unit] = {}
         seen = -1
         for rows in batches:
             while seen < max(rows):
@@ -112,26 +134,61 @@ class TrainStream(IterableDataset[AVBatch]):
                     window[seen] = raw
             yield rows, {place: window.pop(place) for place in rows}
 
-    def _read(self, shards: list[int], positions: list[int]) -> Iterator[tuple[int, Raw]]:
-        """(place, raw record) for consecutive runs of ascending positions in a shard."""
+    def _read(self, shards: list[int], positions: list[int]) -> Iterator[tuple[int, Unit]]:
+        """(place, raw sample) for consecutive runs of ascending positions in a shard."""
         place = 0
         while place < len(shards):
-            shard, url = shards[place], self.index.locate(shards[place])
+            shard = shards[place]
             count = 0
-            for count, raw in enumerate(read_shard(url), start=1):
+            for count, raw in enumerate(self._units(shard), start=1):
                 if count - 1 == positions[place]:
                     yield place, raw
                     place += 1
                     if place == len(shards) or shards[place] != shard or positions[place] < count:
                         break
             else:
+                what = "records" if self.frames == "random" else "annotated frames"
                 raise ShardError(
-                    f"{url} holds {count} records, its index promises {self.index.shards[shard].count}. "
+                    f"{self.index.locate(shard)} holds {count} {what}, its index promises {self.counts[shard]}. "
                     "Get or write this shard again."
                 )
 
+    def _units(self, shard: int) -> Iterator[Unit]:
+        """The raw samples of a shard, front to back."""
+        told, unreadable = 0, None
+        for raw in read_shard(self.index.locate(shard)):
+            if self.frames == "random":
+                yield raw, None
+                continue
+            try:
+                scored = Record.from_json(raw.get("meta.json", b"")).scored
+            except SchemaError:
+                unreadable = raw
+                continue
+            told += len(scored)
+            yield from ((raw, frame) for frame in scored)
+        if unreadable:
+            # Nobody knows how many frames it had: the places that are left over stand for them, as broken samples.
+            yield from [(unreadable, None)] * (self.counts[shard] - told)
+
+    def _units_of_shards(self) -> tuple[int, ...]:
+        name = f"{self.index.dataset}-{self.index.split}"
+        if self.spec.frames > 1:
+            raise ShardError(
+                f"{name}: data.frames all shows one annotated frame after the other, but the method takes "
+                f"{self.spec.frames} at once. Use data.frames random."
+            )
+        counts = [s.units for s in self.index.shards if s.units is not None]
+        if len(counts) < len(self.index.shards):
+            raise ShardError(
+                f"{self.index.url} was written before indexes told the number of annotated frames, which data.frames "
+                "all needs. Delete this file and run the command that wrote the set again (finished shards are "
+                "kept), or use data.frames random."
+            )
+        return tuple(counts)
+
     def _batch(
-        self, rows: list[int], window: dict[int, Raw], share: WorkerShare, epoch: int, worker: int
+        self, rows: list[int], window: dict[int, Unit], share: WorkerShare, epoch: int, worker: int
     ) -> list[Item]:
         """The decoded rows; a broken one gives way to a spare that is not in the batch yet."""
         items = [self._decode(window[place], epoch, worker) for place in rows]
@@ -154,19 +211,25 @@ class TrainStream(IterableDataset[AVBatch]):
         n = len(share.spares)
         for i in range(n):
             shard, position = share.spares[(first + i) % n].tolist()
-            for _, raw in self._read([shard], [position]):
-                if item := self._decode(raw, epoch, worker):
+            for _, unit in self._read([shard], [position]):
+                if item := self._decode(unit, epoch, worker):
                     yield item
 
-    def _decode(self, raw: Raw, epoch: int, worker: int) -> Item | None:
+    def _decode(self, unit: Unit, epoch: int, worker: int) -> Item | None:
+        raw, frame = unit
         key = str(raw["__key__"])
         try:
             if "meta.json" not in raw:
                 raise SchemaError(f"{key}: member meta.json is missing. Write its shard again.")
-            sample = Sample(Record.from_json(raw["meta.json"]), raw)
-            rng = sample_rng(self.seed, epoch, key)
-            frame = self._frame(sample.record, rng) if self.truth_size else None
-            return make_item(sample, self.spec, frame, rng, self.truth_size)
+            record = Record.from_json(raw["meta.json"])
+            rng = sample_rng(self.seed, epoch, key if frame is None else record.unit(frame))
+            frame = self._frame(record, frame, rng)
+            name = record.unit(frame) if self.spec.frames == 1 else record.key
+            stored = self.store.row(name) if self.store else {}
+            picture = self.spec.picture or not stored
+            item = make_item(Sample(record, raw), self.spec, frame, rng, self.truth_size, picture=picture)
+            item.key, item.stored = name, stored
+            return item
         except SampleError as e:
             if key not in self.named:
                 self.named.add(key)
@@ -174,28 +237,28 @@ class TrainStream(IterableDataset[AVBatch]):
             self.broken_by_worker[worker] += 1
             return None
 
-    def _frame(self, record: Record, rng: np.random.Generator) -> int:
-        """The annotated frame that is trained on.
+    def _frame(self, record: Record, frame: int | None, rng: np.random.Generator) -> int:
+        """The frame that is trained on: ``frame`` where that is chosen already.
 
         Raises:
-            SampleError: there is none, or there are no maps.
+            SampleError: there is no annotated one, or there are no maps, in supervised training.
             ShardError: several, of which the method would see more than one at once.
         """
-        frames = [i for i, frame in enumerate(record.frames) if frame.annotated]
+        if self.truth_size is None:
+            return first_scored(record) if frame is None else frame
+        frames = record.scored
         semantic = bool(frames) and record.frames[frames[0]].semantic is not None
         if not frames or not (record.has_maps or semantic):
             raise SampleError(
                 f"{record.key} has no annotated frame with maps, and supervised training needs one. "
                 "Train on another set, or with data.truth false."
             )
-        if record.tiles > 1:
-            return 0
         if self.spec.frames > 1 and len(frames) > 1:
             raise ShardError(
                 f"{record.key} has {len(frames)} annotated frames, the method takes {self.spec.frames} at once; "
                 "supervised training goes frame by frame, with InputSpec.frames 1."
             )
-        return frames[int(rng.integers(len(frames)))]
+        return frames[int(rng.integers(len(frames)))] if frame is None else frame
 
 
 class ResumableLoader(DataLoader[AVBatch]):
@@ -229,8 +292,20 @@ class ResumableLoader(DataLoader[AVBatch]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Say so when a resumed run will not see what the unbroken one would have seen."""
-        names = ("records", "batch_size", "processes", "num_workers", "seed", "shuffle_buffer")
+        names = ("samples", "batch_size", "processes", "num_workers", "seed", "shuffle_buffer")
         pairs = zip(names, state["order"], self.state_dict()["order"], strict=True)
         changed = [f"{name} was {was}, is {now}" for name, was, now in pairs if was != now]
         if changed:
             log.warning("The order of training samples changes after this checkpoint: %s.", "; ".join(changed))
+
+
+def loader_options(num_workers: int) -> dict[str, Any]:
+    """How every loader of the package starts its workers."""
+    options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": torch.cuda.is_available()}
+    if num_workers:
+        # Decoding sound is reported to deadlock in forked workers (facts/platform.md section 1). What is
+        # imported before the fork server forks is not imported again by every worker of every loader.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["avloc.data.stream", "avloc.data.indexed"])
+        options["multiprocessing_context"] = context
+    return options

@@ -7,9 +7,10 @@ is cut out of a picture, and mirrored, is a `View`; maps are cut and mirrored by
 from __future__ import annotations
 
 import io
+import math
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from avloc.types import AVBatch, InputSpec
 
 __all__ = [
     "WHOLE",
+    "Grid",
     "Item",
     "View",
     "collate",
@@ -33,6 +35,7 @@ __all__ = [
     "draw_view",
     "fit_audio",
     "fit_image",
+    "grid_of",
     "make_item",
     "make_sound",
     "make_truth",
@@ -43,13 +46,15 @@ __all__ = [
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
+Grid = int | Sequence[int]  # of ground truth: a side, or height and width
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 @dataclass(frozen=True)
 class View:
     """What is seen of a picture: scaled to ``width`` x ``height``, the square of ``side`` at (``left``, ``top``) is
-    cut out, and mirrored where ``flip`` says so. All in pixels."""
+    cut out, and mirrored where ``flip`` says so. Where the scaled picture is smaller than the square, it lies at the
+    top left of it, mirrored in itself, and zeros fill the rest. All in pixels."""
 
     width: int
     height: int
@@ -57,6 +62,16 @@ class View:
     top: int
     side: int
     flip: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of what is picture in the square."""
+        return min(self.height, self.side), min(self.width, self.side)
+
+    @property
+    def of_maps(self) -> View:
+        """What maps show: the same, but without the zeros around a small picture."""
+        return self if self.size == (self.side, self.side) else replace(WHOLE, flip=self.flip)
 
 
 WHOLE = View(1, 1, 0, 0, 1)
@@ -71,10 +86,12 @@ class Item:
         image: uint8 ``[3, H, W]``, or ``[F, 3, H, W]``.
         audio: float32 ``[T]``.
         index: place in its evaluation set; -1 in training and for a missing sample.
-        truth: float32 ``[S, G, G]``, ``[n, G, n G]`` for a duet of n pictures, or None.
-        semantic: int64 ``[G, G]``, ``[G, n G]`` for a duet, or None.
+        size: height and width of the picture in a padded square, or None.
+        truth: float32 ``[S, G, G']``, ``[n, G, n G']`` for a duet of n pictures, or None.
+        semantic: int64 ``[G, G']``, ``[G, n G']`` for a duet, or None.
         class_id, label: of each target.
         sounding, negative, group, group_size, video, caption: as in `AVBatch`.
+        stored: features that were stored beside the shards, by name.
     """
 
     key: str
@@ -91,6 +108,14 @@ class Item:
     group_size: int = 1
     video: str = ""
     caption: str = ""
+    size: tuple[int, int] | None = None
+    stored: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+
+def grid_of(size: Grid) -> tuple[int, int]:
+    """Height and width of a grid of ground truth."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def sample_rng(seed: int, epoch: int, key: str) -> np.random.Generator:
@@ -121,6 +146,10 @@ def draw_view(size: tuple[int, int], spec: InputSpec, rng: np.random.Generator |
         rng: draws crop and flip; None for the evaluation view (no ``train_scale``, no flip).
     """
     side = spec.image_size
+    if spec.resize == "pad":
+        # Rounded half up, as SAM does.
+        width, height = (max(1, int(length * side / max(size) + 0.5)) for length in size)
+        return View(width, height, 0, 0, side, rng is not None and rng.random() < spec.train_flip)
     scaled = side if rng is None else max(side, int(side * spec.train_scale))
     width = height = scaled
     if spec.resize == "crop":
@@ -143,6 +172,10 @@ def seen(image: Image.Image, view: View, resampling: Image.Resampling) -> NDArra
     pixels = pixels[view.top : view.top + view.side, view.left : view.left + view.side]
     if view.flip:
         pixels = pixels[:, ::-1]
+    if view.of_maps is not view:
+        padded = np.zeros((view.side, view.side, 3), np.uint8)
+        padded[: pixels.shape[0], : pixels.shape[1]] = pixels
+        pixels = padded
     return pixels.transpose(2, 0, 1)
 
 
@@ -183,12 +216,13 @@ def decode_audio(data: bytes, name: str, rate: int, duration: float = 0.0) -> Fl
     return sound
 
 
-def fit_audio(sound: Floats, spec: InputSpec) -> Floats:
+def fit_audio(sound: Floats, spec: InputSpec, t: float = 0.0) -> Floats:
     """The waveform as a method wants it: one channel, then the window, then padding.
 
     Args:
         sound: ``[n, channels]``, n > 0.
         spec: channels, window, pad and length. ``left_then_right`` leaves mono as it is.
+        t: seconds into the clip at which the scored frame was taken; for the window ``frame``.
 
     Returns:
         float32 ``[T]``.
@@ -198,13 +232,22 @@ def fit_audio(sound: Floats, spec: InputSpec) -> Floats:
     else:
         wave = sound[:, 0] if spec.channels == "first" or sound.shape[1] == 1 else sound.mean(1, dtype=np.float32)
     T = spec.samples
+    if spec.window == "frame":
+        wave = wave[frame_start(t, len(wave), spec) :]
     if len(wave) >= T:
         start = (len(wave) - T) // 2 if spec.window == "centre" else 0
         return np.ascontiguousarray(wave[start : start + T])
     return np.resize(wave, T) if spec.pad == "tile" else np.pad(wave, (0, T - len(wave)))
 
 
-def make_sound(sample: Sample, spec: InputSpec, condition: str = "") -> Floats:
+def frame_start(t: float, n: int, spec: InputSpec) -> int:
+    """First of n samples that belongs to the frame of time t: see ``InputSpec.window``."""
+    stretch = math.floor(t / spec.seconds + 1e-6)  # 0.3 / 0.1 is a little below 3
+    length = spec.seconds * spec.sample_rate
+    return round(max(0, min(stretch, int((n - 1) / length))) * length)
+
+
+def make_sound(sample: Sample, spec: InputSpec, condition: str = "", t: float = 0.0) -> Floats:
     """What is heard: the plain sum of the record's sources (T-VSL's and CAVP's mixture), or a negative's own
     sound.
 
@@ -212,6 +255,7 @@ def make_sound(sample: Sample, spec: InputSpec, condition: str = "") -> Floats:
         sample: record and bytes.
         spec: what the method wants.
         condition: kind of the negative sound to hear instead (`Audio.kind`); "" for the record's own.
+        t: seconds, time of the scored frame; in a duet, the sound of each picture is that of its own frame's time.
 
     Returns:
         float32 ``[T]``. Silence where the record stores none; several loud sources may add up to more than 1.
@@ -225,7 +269,9 @@ def make_sound(sample: Sample, spec: InputSpec, condition: str = "") -> Floats:
         heard = [a for a in record.audios if a.role == "negative"] or heard
     if condition:
         heard = [a for a in record.audios if a.kind == condition]
-    waves = [fit_audio(_sound(sample, a, spec), spec) for a in heard if a.member]
+    own = record.tiles > 1 and not condition
+    times = [record.frames[i].t if own and i < record.tiles else t for i in range(len(heard))]
+    waves = [fit_audio(_sound(sample, a, spec), spec, t) for a, t in zip(heard, times, strict=True) if a.member]
     return np.sum(waves, axis=0, dtype=np.float32) if waves else np.zeros(spec.samples, np.float32)
 
 
@@ -240,9 +286,10 @@ def make_item(
     spec: InputSpec,
     frame: int | None = None,
     rng: np.random.Generator | None = None,
-    truth_size: int | None = None,
+    truth_size: Grid | None = None,
     sound: Floats | None = None,
     condition: str = "",
+    picture: bool = True,
 ) -> Item:
     """Decode one unit.
 
@@ -252,9 +299,10 @@ def make_item(
             fewer.
         frame: which frame is seen and scored; None for the first annotated one, or the first.
         rng: training augmentation; None for evaluation.
-        truth_size: side G of the ground-truth map; None for no map.
+        truth_size: side G of the ground-truth map, or its height and width; None for no map.
         sound: hear this instead, float32 ``[T]``.
         condition: kind of the negative sound that is heard instead of the record's own; the maps stay.
+        picture: False to leave pixels out where they are not needed: ``image`` is ``[3, 0, 0]``.
 
     Raises:
         SampleError: something is missing or broken, or a duet is to be seen as a sequence; names record and
@@ -263,25 +311,36 @@ def make_item(
     record = sample.record
     scored = first_scored(record) if frame is None else frame
     frames = frames_seen(sample, spec, scored)
-    members = [record.frames[i].member for i in frames]
-    images = [decode_image(sample.member(m), f"{sample.key}.{m}") for m in members]
     # The frames of a clip are cropped and flipped alike, the pictures of a duet each in its own way.
-    rngs = [rng] * len(images) if record.tiles > 1 else same(rng, len(images))
-    views = [draw_view(image.size, spec, r) for image, r in zip(images, rngs, strict=True)]
-    resampling = FILTERS[spec.interpolation]
-    pictures = [seen(image, view, resampling) for image, view in zip(images, views, strict=True)]
-    if record.tiles > 1:
-        image = side_by_side(pictures, resampling if spec.duet == "squash" else None)
+    rngs = [rng] * len(frames) if record.tiles > 1 else same(rng, len(frames))
+    if picture:
+        images = [_picture(sample, i) for i in frames]
+        views = [draw_view(image.size, spec, r) for image, r in zip(images, rngs, strict=True)]
+        resampling = FILTERS[spec.interpolation]
+        pictures = [seen(image, view, resampling) for image, view in zip(images, views, strict=True)]
+        if record.tiles > 1:
+            image = side_by_side(pictures, resampling if spec.duet == "squash" else None)
+        else:
+            image = pictures[0] if spec.frames == 1 else np.stack(pictures)
     else:
-        image = pictures[0] if spec.frames == 1 else np.stack(pictures)
+        views = [draw_view(picture_size(sample, i, spec), spec, r) for i, r in zip(frames, rngs, strict=True)]
+        image = np.zeros((3, 0, 0), np.uint8)
+    sizes = {view.size for view in views}
+    if spec.resize == "pad" and len(sizes) > 1:
+        raise SampleError(f"{sample.key}: its frames have different shapes, and cannot be padded alike.")
+    if record.tiles == 1:
         views = [views[frames.index(scored)] if scored in frames else views[-1]]
+    if sound is None:
+        sound = make_sound(sample, spec, condition, record.frames[scored].t)
+    maps = [view.of_maps for view in views]
     text = record.text.get("image") or record.text.get("audio") or ""
     return Item(
         key=sample.key,
         image=image,
-        audio=make_sound(sample, spec, condition) if sound is None else sound,
-        truth=None if truth_size is None else truth_maps(sample, scored, truth_size, views),
-        semantic=None if truth_size is None else semantic_map(sample, scored, truth_size, views),
+        audio=sound,
+        size=views[0].size if spec.resize == "pad" else None,
+        truth=None if truth_size is None else truth_maps(sample, scored, truth_size, maps),
+        semantic=None if truth_size is None else semantic_map(sample, scored, truth_size, maps),
         class_id=[t.class_id for t in record.targets],
         label=[t.class_name for t in record.targets],
         sounding=record.sounding and not condition,
@@ -293,21 +352,29 @@ def make_item(
     )
 
 
-def make_truth(sample: Sample, spec: InputSpec, frame: int, size: int) -> Floats | None:
+def make_truth(sample: Sample, spec: InputSpec, frame: int, size: Grid) -> Floats | None:
     """The ``truth`` of a unit as `make_item` gives it for evaluation, without decoding picture and sound.
 
     Raises:
         SampleError: something is missing or broken.
     """
-    record = sample.record
-    views = []
-    for i in range(record.tiles) if record.tiles > 1 else [frame]:
-        shape = (1, 1)
-        if spec.resize == "crop":
-            member = record.frames[i].member
-            shape = decode_image(sample.member(member), f"{sample.key}.{member}").size
-        views.append(draw_view(shape, spec))
-    return truth_maps(sample, frame, size, views)
+    tiles = range(sample.record.tiles) if sample.record.tiles > 1 else [frame]
+    # What maps show depends on the picture's shape for "crop" alone.
+    sizes = [_picture(sample, i).size if spec.resize == "crop" else (1, 1) for i in tiles]
+    return truth_maps(sample, frame, size, [draw_view(s, spec).of_maps for s in sizes])
+
+
+def picture_size(sample: Sample, frame: int, spec: InputSpec) -> tuple[int, int]:
+    """Width and height of a stored picture; (1, 1) where ``spec`` makes all pictures square anyway."""
+    if spec.resize == "squash":
+        return 1, 1
+    told = sample.record.frames[frame]
+    return (told.width, told.height) if told.width and told.height else _picture(sample, frame).size
+
+
+def _picture(sample: Sample, frame: int) -> Image.Image:
+    member = sample.record.frames[frame].member
+    return decode_image(sample.member(member), f"{sample.key}.{member}")
 
 
 def frames_seen(sample: Sample, spec: InputSpec, scored: int) -> list[int]:
@@ -320,6 +387,11 @@ def frames_seen(sample: Sample, spec: InputSpec, scored: int) -> list[int]:
             raise SampleError(
                 f"{sample.key} is a duet of {record.tiles} pictures, which lie side by side, but the method takes "
                 f"{spec.frames} frames at once. Such a set needs InputSpec.frames 1."
+            )
+        if spec.resize == "pad":
+            raise SampleError(
+                f"{sample.key} is a duet of {record.tiles} pictures, which fill the squares that lie side by side, but "
+                "the method pads pictures. Such a set needs InputSpec.resize squash or crop."
             )
         return list(range(record.tiles))
     return [min(i, len(record.frames) - 1) for i in ([scored] if spec.frames == 1 else range(spec.frames))]
@@ -337,7 +409,7 @@ def first_scored(record: Record) -> int:
     return next((i for i, f in enumerate(record.frames) if f.annotated), 0)
 
 
-def truth_maps(sample: Sample, frame: int, size: int = 224, views: Sequence[View] | None = None) -> Floats | None:
+def truth_maps(sample: Sample, frame: int, size: Grid = 224, views: Sequence[View] | None = None) -> Floats | None:
     """Ground-truth maps by the record's ``map_rule``, one per target, of what is seen.
 
     Published evaluators multiply coordinates by the grid, truncate towards zero, and fill half-open
@@ -349,11 +421,11 @@ def truth_maps(sample: Sample, frame: int, size: int = 224, views: Sequence[View
     Args:
         sample: record and bytes; the latter for ``mask`` only.
         frame: place in ``record.frames``; a duet has maps of all of its pictures.
-        size: side G of the map.
+        size: side G of the map, or its height and width.
         views: what is seen of the picture, or of each picture of a duet; all of it by default.
 
     Returns:
-        float32 ``[S, G, G]``, of a duet of n pictures ``[n, G, n G]`` with each target in its own tile; all zero
+        float32 ``[S, G, G']``, of a duet of n pictures ``[n, G, n G']`` with each target in its own tile; all zero
         where nothing sounds (unless the negative is scored against its positive's map); None for the rule
         ``none``.
 
@@ -364,22 +436,23 @@ def truth_maps(sample: Sample, frame: int, size: int = 224, views: Sequence[View
     n = record.tiles
     if not record.has_maps:
         return None
+    height, width = grid_of(size)
     if record.is_empty or not record.targets:
-        return np.zeros((n if n > 1 else max(1, len(record.targets)), size, n * size), np.float32)
+        return np.zeros((n if n > 1 else max(1, len(record.targets)), height, n * width), np.float32)
     views = views or [WHOLE] * n
     if n > 1:
         return per_tile([_target_map(sample, t, i, size, views[i]) for i, t in enumerate(record.targets)])
     return np.stack([_target_map(sample, t, frame, size, views[0]) for t in record.targets])
 
 
-def semantic_map(sample: Sample, frame: int, size: int = 224, views: Sequence[View] | None = None) -> Integers | None:
+def semantic_map(sample: Sample, frame: int, size: Grid = 224, views: Sequence[View] | None = None) -> Integers | None:
     """The class of each pixel of what is seen, by nearest resize; a palette picture's indices, not its colours.
 
     Args:
         sample, frame, size, views: as of `truth_maps`.
 
     Returns:
-        int64 ``[G, G]``, of a duet of n pictures ``[G, n G]``: 0 background, 255 "do not score"; all zero where
+        int64 ``[G, G']``, of a duet of n pictures ``[G, n G']``: 0 background, 255 "do not score"; all zero where
         nothing sounds; None where the record has none of this frame.
 
     Raises:
@@ -391,17 +464,18 @@ def semantic_map(sample: Sample, frame: int, size: int = 224, views: Sequence[Vi
     if not members or None in members:
         return None
     if record.is_empty:
-        return np.zeros((size, n * size), np.int64)
+        height, width = grid_of(size)
+        return np.zeros((height, n * width), np.int64)
     views = views or [WHOLE] * n
     maps = [_indices(sample, m, size, v) for m, v in zip(members, views, strict=True) if m]
     return np.concatenate(maps, axis=1).astype(np.int64)
 
 
-def _target_map(sample: Sample, target: Target, frame: int, size: int, view: View) -> Floats:
-    """float32 ``[G, G]``."""
+def _target_map(sample: Sample, target: Target, frame: int, size: Grid, view: View) -> Floats:
+    """float32 ``[G, G']``."""
     rule = sample.record.map_rule
     if rule == "mask":
-        covered = np.zeros((size, size), bool)
+        covered = np.zeros(grid_of(size), bool)
         for member in target.masks:
             if f".f{frame}." in member:
                 covered |= _indices(sample, member, size, view) > 0
@@ -413,15 +487,15 @@ def _target_map(sample: Sample, target: Target, frame: int, size: int, view: Vie
     return count.astype(np.float32)
 
 
-def box_count(target: Target, size: int, view: View = WHOLE) -> NDArray[np.float64]:
-    """How many of a target's boxes cover each cell of a ``[size, size]`` grid over the view."""
-    count = np.zeros((size, size))
+def box_count(target: Target, size: Grid, view: View = WHOLE) -> NDArray[np.float64]:
+    """How many of a target's boxes cover each cell of a grid over the view."""
+    count = np.zeros(grid_of(size))
     for x0, y0, x1, y1 in grid_boxes(target, size, view):
         count[y0:y1, x0:x1] += 1
     return count[:, ::-1] if view.flip else count
 
 
-def grid_boxes(target: Target, size: int, view: View = WHOLE) -> NDArray[np.int64]:
+def grid_boxes(target: Target, size: Grid, view: View = WHOLE) -> NDArray[np.int64]:
     """A target's boxes in cells of the view before it is mirrored, int64 ``[n, 4]``, truncated towards zero.
 
     Integer boxes on a 224 or 256 grid are scaled from the published integers: k/224 is not exact in floating
@@ -429,25 +503,27 @@ def grid_boxes(target: Target, size: int, view: View = WHOLE) -> NDArray[np.int6
     2.6).
     """
     grid = {"xyxy_224_excl": 224, "xyxy_224_incl": 224, "xyxy_256": 256}.get(target.raw_format)
-    # Of the whole picture these are exactly [size, size] and [0, 0].
-    scale = np.array([view.width, view.height] * 2) * size / view.side
-    corner = np.array([view.left, view.top] * 2) * size / view.side
+    height, width = grid_of(size)
+    cells = np.array([width, height] * 2)
+    # Of the whole picture these are exactly [width, height] and [0, 0].
+    scale = np.array([view.width, view.height] * 2) * cells / view.side
+    corner = np.array([view.left, view.top] * 2) * cells / view.side
     if grid and target.boxes_raw is not None:
         boxes = np.asarray(target.boxes_raw, np.float64).reshape(-1, 4) * scale / grid
     else:
         boxes = np.asarray(target.boxes, np.float64).reshape(-1, 4) * scale
-    return np.clip(boxes - corner, 0, size).astype(np.int64)
+    return np.clip(boxes - corner, 0, cells).astype(np.int64)
 
 
-def _indices(sample: Sample, member: str, size: int, view: View) -> NDArray[Any]:
-    """The view of an index map or mask that covers the whole picture, ``[size, size]``, by nearest neighbour."""
+def _indices(sample: Sample, member: str, size: Grid, view: View) -> NDArray[Any]:
+    """The view of an index map or mask that covers the whole picture, ``[G, G']``, by nearest neighbour."""
     name, data = f"{sample.key}.{member}", sample.member(member)
     sides = np.array([view.left, view.top, view.left + view.side, view.top + view.side])
     try:
         image = Image.open(io.BytesIO(data))
         box = tuple(sides * (image.size * 2) / ([view.width, view.height] * 2))
         # As stored: converting a palette picture would turn its indices into colours.
-        pixels = np.asarray(image.resize((size, size), Image.Resampling.NEAREST, box))
+        pixels = np.asarray(image.resize(grid_of(size)[::-1], Image.Resampling.NEAREST, box))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise SampleError(f"{name} cannot be decoded as a mask ({e}). Write its shard again.") from e
     if pixels.ndim != 2:
@@ -500,6 +576,7 @@ def collate(items: Sequence[Item]) -> AVBatch:
         key=[i.key for i in items],
         image=tensor([i.image for i in items]),
         audio=tensor([i.audio for i in items]),
+        size=torch.tensor(sizes) if (sizes := [i.size for i in items if i.size]) else None,
         index=torch.tensor([i.index for i in items], dtype=torch.int64),
         truth=None if truth is None else torch.from_numpy(truth),
         semantic=None if unlabelled else tensor([i.semantic for i in items if i.semantic is not None]),
@@ -511,7 +588,16 @@ def collate(items: Sequence[Item]) -> AVBatch:
         group_size=[i.group_size for i in items],
         video=[i.video for i in items],
         caption=[i.caption for i in items],
+        stored={name: tensor(evened([i.stored[name] for i in items])) for name in items[0].stored},
     )
+
+
+def evened(rows: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
+    """Rows of different lengths with zeros up to the longest; others as they are."""
+    if len({row.shape for row in rows}) == 1:
+        return rows
+    longest = max(len(row) for row in rows)
+    return [np.pad(row, (0, longest - len(row))) for row in rows]
 
 
 def tensor(arrays: Sequence[NDArray[Any]]) -> torch.Tensor:

@@ -1,22 +1,24 @@
 """The embedded world as data sets: the same shards and the same reader as VGGSound.
 
-=============  ====================================================================================
-split          what it holds
-=============  ====================================================================================
-train          two or three objects of different classes, one sounds; no ground truth
-train_heard    the same with the twelve heard classes alone
-val, single    as train, with the sounding object's mask: for choosing a model, for testing it
-heard          as single, heard classes alone
-unheard        as single, the four classes that ``train_heard`` never shows
-mixture        two of the objects sound: two sounds, two masks
-negative       silence, noise, or the sound of something out of the picture: nothing to be found
-val_negative   the same, for choosing a threshold
-extended       half as single, half with another picture's kind of sound, silence or noise: nothing to be found
-robust         as single, and each picture again under silence, noise and a sound from out of it
-semantic       one to three of the objects sound: a map of their classes (class + 1), and a mask of each
-duet           two pictures side by side, an object sounds in each
-pairs          every picture twice, each time with the sound of another of its objects
-=============  ====================================================================================
+=================  ====================================================================================
+split              what it holds
+=================  ====================================================================================
+train              two or three objects of different classes, one sounds; no ground truth
+train_heard        the same with the twelve heard classes alone
+train_masks        as train, with the sounding object's mask: for methods that learn from masks
+train_masks_heard  the same with the heard classes alone
+val, single        as train, with the sounding object's mask: for choosing a model, for testing it
+heard              as single, heard classes alone
+unheard            as single, the four classes that ``train_heard`` never shows
+mixture            two of the objects sound: two sounds, two masks
+negative           silence, noise, or the sound of something out of the picture: nothing to be found
+val_negative       the same, for choosing a threshold
+extended           half as single, half with another picture's kind of sound, silence or noise: nothing to be found
+robust             as single, and each picture again under silence, noise and a sound from out of it
+semantic           one to three of the objects sound: a map of their classes (class + 1), and a mask of each
+duet               two pictures side by side, an object sounds in each
+pairs              every picture twice, each time with the sound of another of its objects
+=================  ====================================================================================
 """
 
 from __future__ import annotations
@@ -73,6 +75,8 @@ SPLITS = {
     "extended": Split(200, 22),
     "robust": Split(100, 23),
     "duet": Split(150, 24),
+    "train_masks": Split(2000, 25),
+    "train_masks_heard": Split(2000, 26, HEARD),
 }
 
 
@@ -167,21 +171,22 @@ def world_sample(
 ) -> Sample:
     """A picture in which the objects ``sounding`` sound, with their masks where the split has ground truth."""
     training = split.startswith("train")
+    masked = not training or split.startswith("train_masks")
     members = {"f0.jpg" if training else "f0.png": encode_image(image, training)}
     audios, targets = [], []
     for t, k in enumerate(sounding):
         members[f"a{t}.flac"] = encode_audio(sound(rng, labels[k], SECONDS))
         audios.append(Audio(f"a{t}.flac", "source", src_id=id, duration=SECONDS))
         target = Target(labels[k], NAMES[labels[k]], "world16", audio=t)
-        if not training:
+        if masked:
             target.masks = [f"m.f0.t{t}.png"]
             target.boxes = [box(mask[k])]
             members[target.masks[0]] = encode_mask(mask[k])
         targets.append(target)
     heard = "heard" if labels[sounding[0]] in HEARD else "unheard"
-    record = base_record(split, id, labels, next(iter(members)), annotated=not training)
+    record = base_record(split, id, labels, next(iter(members)), annotated=masked)
     record.tags, record.audios, record.targets = [heard], audios, targets
-    record.map_rule = "none" if training else "mask"
+    record.map_rule = "mask" if masked else "none"
     record.text["audio"] = "the sound of " + " and ".join(f"a {NAMES[labels[k]]}" for k in sounding)
     return Sample(record, members)
 

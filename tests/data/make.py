@@ -54,7 +54,7 @@ def sample(i: int, label: str = "", tags: tuple[str, ...] = (), group: str | Non
 
 
 def number(key: str) -> int:
-    return int(key[-4:])
+    return int(key.partition(".")[0][-4:])
 
 
 def toy_set(
@@ -91,6 +91,19 @@ def robust(i: int) -> Sample:
         Audio("n1.flac", "negative", rate=RATE, kind="offscreen"),
     ]
     x.members |= {"n0.flac": sound(np.full(500, 0.25)), "n1.flac": sound(np.full(500, 0.5))}
+    return x
+
+
+def clip(i: int, frames: int = 5, bare: tuple[int, ...] = (1,)) -> Sample:
+    """Frames of grey 40 k + 10 at second k, all but ``bare`` annotated with a mask that covers k quarters."""
+    x = sample(i)
+    kept = [k for k in range(frames) if k not in bare]
+    x.record.frames = [Frame(f"f{k}.png", 4, 4, t=k, annotated=k in kept) for k in range(frames)]
+    x.record.map_rule = "mask"
+    x.record.targets = [Target(0, audio=0, masks=[f"m.f{k}.t0.png" for k in kept])]
+    x.members = {"a0.flac": x.members["a0.flac"]}
+    x.members |= {f"f{k}.png": png(np.full((4, 4, 3), 40 * k + 10, np.uint8)) for k in range(frames)}
+    x.members |= {f"m.f{k}.t0.png": png(np.arange(4)[None].repeat(4, 0) < k) for k in kept}
     return x
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, DistributedSampler
 
 from avloc.data.indexed import EvalSet, StridedSampler, derangement
 from avloc.data.schema import Audio, Frame, Record, Sample, SampleError, Target
 from avloc.data.shards import ShardError
 from avloc.data.transforms import collate
-from tests.data.make import SPEC, duet, jpeg, number, painted, png, robust, sample, toy_set
+from tests.data.make import SPEC, clip, duet, jpeg, number, painted, png, robust, sample, sound, toy_set
 
 
 def test_every_record_is_a_unit_with_its_own_picture_sound_and_truth(tmp_path: Path) -> None:
@@ -342,3 +343,67 @@ def test_a_set_is_semantic_as_a_whole_or_not(tmp_path: Path) -> None:
     samples[1].record.frames[0].semantic = None
     with pytest.raises(ShardError, match=r"only one has a semantic map. Write maps of all annotated frames"):
         EvalSet(toy_set(tmp_path, 0, samples=samples), SPEC)
+
+
+def test_each_frame_hears_its_own_second_and_another_records_where_sounds_are_shuffled(tmp_path: Path) -> None:
+    samples = [clip(i, 4, (2,)) for i in range(4)]
+    for i, x in enumerate(samples):
+        x.members["a0.flac"] = sound(np.arange(4).repeat(1000) / 100 + i / 10)
+        x.record.audios[0].duration = 4.0
+        x.record.audios.append(Audio(None, "negative", kind="silence"))
+    path = toy_set(tmp_path, 0, samples=samples)
+    spec = replace(SPEC, window="frame", seconds=1.0)
+    own, shuffled = EvalSet(path, spec), EvalSet(path, spec, sound="shuffled")
+    assert own.count == 24
+    for i in range(24):
+        key, _, condition = own.key(i).partition("@")
+        n, k = number(key), int(key[-1])
+        level = 0 if condition else k / 100 + n / 10
+        np.testing.assert_allclose(own[i].audio, level, atol=1e-4)
+        assert shuffled.partner is not None
+        other = number(shuffled.records[shuffled.partner[shuffled.units[i][0]]].key)
+        np.testing.assert_allclose(shuffled[i].audio, k / 100 + other / 10, atol=1e-4)
+
+
+def test_grids_may_be_oblong_or_absent(tmp_path: Path) -> None:
+    samples = [painted(i) for i in range(3)]
+    samples[1].members["f0.png"] = b"no picture"
+    path = toy_set(tmp_path, 0, samples=samples)
+    data = EvalSet(path, SPEC, truth_size=(12, 24), allow_missing=1)
+    batch = collate([data[i] for i in range(3)])
+    assert batch.truth is not None
+    assert batch.semantic is not None
+    assert batch.truth.shape == (3, 1, 12, 24)
+    assert batch.semantic.shape == (3, 12, 24)
+    total, count = data.mean_truth()
+    assert count == 3
+    masks = [np.asarray(Image.open(io.BytesIO(painted(i).members["m.f0.t0.png"]))) for i in range(3)]
+    np.testing.assert_array_equal(total, np.sum(masks, axis=0, dtype=float)[1::2])
+    data = EvalSet(path, SPEC, truth_size=None, allow_missing=1)
+    batch = collate([data[i] for i in range(3)])
+    assert batch.truth is None
+    assert batch.semantic is None
+    assert data.mean_truth()[1] == 0
+    duets = EvalSet(toy_set(tmp_path / "b", 0, samples=[duet(i) for i in range(2)]), SPEC, truth_size=[2, 4])
+    assert duets[0].truth is not None
+    assert duets[0].truth.shape == (2, 2, 8)
+    assert duets.mean_truth()[0].shape == (2, 8)
+
+
+def test_without_maps_it_does_not_matter_who_has_any(tmp_path: Path) -> None:
+    samples = [painted(0), painted(1)]
+    samples[1].record.frames[0].semantic, samples[1].record.map_rule = None, "none"
+    assert EvalSet(toy_set(tmp_path, 0, samples=samples), SPEC, truth_size=None).count == 2
+
+
+def test_padded_pictures_tell_their_size_and_duets_are_not_padded(tmp_path: Path) -> None:
+    samples = [sample(i) for i in range(3)]
+    samples[2].members["f0.jpg"] = b"no picture"
+    spec = replace(SPEC, resize="pad", image_size=12)
+    data = EvalSet(toy_set(tmp_path, 0, samples=samples), spec, allow_missing=1)
+    batch = collate([data[i] for i in range(3)])
+    assert batch.size is not None
+    sizes = {number(k): s for k, s in zip(batch.key, batch.size.tolist(), strict=True)}
+    assert sizes == {0: [10, 12], 1: [10, 12], 2: [12, 12]}
+    with pytest.raises(ShardError, match=r"toy: toy__s0000 is a row of pictures that fill their squares"):
+        EvalSet(toy_set(tmp_path / "b", 0, samples=[duet(0)]), spec)

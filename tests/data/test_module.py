@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from avloc.data.module import AVDataModule
 from avloc.data.shards import ShardError
+from avloc.data.store import StoreError, store_features
 from avloc.types import AVBatch
-from tests.data.make import SPEC, number, painted, sample, toy_set
+from tests.data.make import SPEC, clip, number, painted, sample, toy_set
 
 
 class Listener(LightningModule):
@@ -193,6 +195,118 @@ def test_a_supervised_method_is_fed_maps(tmp_path: Path) -> None:
         if batch.truth is not None and batch.semantic is not None:
             assert batch.truth.shape == (3, 1, 224, 224)
             assert batch.semantic.shape == (3, 224, 224)
+
+
+def test_ground_truth_has_the_grid_that_is_asked_for(tmp_path: Path) -> None:
+    toy_set(tmp_path, 0, samples=[painted(i) for i in range(6)])
+    options: dict[str, Any] = dict(root=str(tmp_path), input_spec=SPEC, batch_size=3, eval_batch_size=6, num_workers=0)
+    for size, shape in ((56, [56, 56]), ([9, 16], [9, 16])):
+        data = AVDataModule(train="toy", val=["toy:train"], truth=True, truth_size=size, **options)  # type: ignore[arg-type]
+        data.setup("fit")
+        for batch in (next(iter(data.train_dataloader())), next(iter(data.val_dataloader()[0]))):
+            assert batch.truth is not None
+            assert batch.semantic is not None
+            assert list(batch.truth.shape[2:]) == list(batch.semantic.shape[1:]) == shape
+    for bad in ([], [9], [9, 16, 3], 0, [9, 0], -1):
+        with pytest.raises(ShardError, match=r"truth_size must be a side or \[height, width\]"):
+            AVDataModule(truth_size=bad)  # type: ignore[arg-type]
+    cropped = options | {"input_spec": replace(SPEC, resize="crop")}
+    AVDataModule(val=["toy:train"], truth_size=[9, 9], **cropped).setup("validate")
+    with pytest.raises(ShardError, match=r"truth_size \[9, 16\] is oblong, but the method sees the central square"):
+        AVDataModule(val=["toy:train"], truth_size=[9, 16], **cropped).setup("validate")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_annotated_frame_is_trained_on_once_an_epoch_where_that_is_asked_for(
+    tmp_path: Path, workers: int
+) -> None:
+    toy_set(tmp_path, 0, samples=[clip(i, 2 + i, ()) for i in range(4)])  # 2 + 3 + 4 + 5 frames
+
+    class Keys(Listener):
+        def training_step(self, batch: AVBatch, batch_idx: int) -> Tensor:
+            self.keys = [*getattr(self, "keys", []), *batch.key]
+            return super().training_step(batch, batch_idx)
+
+    method = Keys()
+    data = module(tmp_path, workers, batch=2, truth=True, frames="all")
+    saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=5, save_top_k=-1)
+    trainer(tmp_path, max_epochs=2, callbacks=[saver]).fit(method, data)
+    names = sorted(f"toy__s{i:04d}.f{k}" for i in range(4) for k in range(2 + i))
+    assert sorted(method.keys[:14]) == sorted(method.keys[14:]) == names
+    assert method.keys[:14] != method.keys[14:]
+    again = Keys()
+    data = module(tmp_path, workers, batch=2, truth=True, frames="all")
+    trainer(tmp_path, max_epochs=2).fit(again, data, ckpt_path=str(tmp_path / "step=5.ckpt"))
+    assert again.keys == method.keys[10:]
+
+
+class Storing(Listener):
+    """Has the mean grey of each picture stored."""
+
+    def __init__(self, key: str = "0" * 64, **changes: Any) -> None:
+        super().__init__()
+        self.key, self.input_spec = key, replace(SPEC, **changes)
+        self.fed: dict[str, float] = {}
+        self.lacked = 0
+
+    def cache_key(self) -> str:
+        return self.key
+
+    def frozen(self, batch: AVBatch) -> Tensor:
+        return batch.image.float().mean((1, 2, 3))
+
+    def note(self, batch: AVBatch) -> None:
+        self.lacked += not batch.stored
+        self.fed |= dict(zip(batch.key, batch.stored.get("frozen", torch.zeros(0)).tolist(), strict=False))
+
+    def training_step(self, batch: AVBatch, batch_idx: int) -> Tensor:
+        self.note(batch)
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: AVBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.note(batch)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stored_features_are_fed_in_training_and_where_evaluation_has_them(tmp_path: Path, workers: int) -> None:
+    train = toy_set(tmp_path, 6)
+    toy_set(tmp_path, 0, split="val", samples=[sample(i) for i in range(20, 24)])
+    val = tmp_path / "toy" / "toy-val.json"
+    method = Storing()
+    store_features(method, train)
+    options: dict[str, Any] = dict(val=["toy:val"], stored=True)
+    trainer(tmp_path, max_epochs=1).fit(method, module(tmp_path, workers, **options))
+    assert sorted(map(number, method.fed)) == list(range(6))
+    assert all(abs(grey - number(key)) < 1.5 for key, grey in method.fed.items())
+    assert method.lacked == 1  # the validation set has none
+    store_features(method, val)
+    trainer(tmp_path, max_epochs=1).fit(method, module(tmp_path, workers, **options))
+    assert sorted(map(number, method.fed)) == [*range(6), *range(20, 24)]
+    assert method.lacked == 1
+
+
+def test_features_that_cannot_be_used_are_an_error(tmp_path: Path) -> None:
+    train = toy_set(tmp_path, 6)
+
+    def fit_with(method: Listener, **options: Any) -> None:
+        trainer(tmp_path, max_epochs=1).fit(method, module(tmp_path, stored=True, **options))
+
+    with pytest.raises(
+        StoreError, match=r"no stored features at .*stored/toy-train-storing-0{16}.*data.stored to false"
+    ):
+        fit_with(Storing())
+    store_features(Storing(), train)
+    with pytest.raises(StoreError, match="are stale: weights or preprocessing changed"):
+        fit_with(Storing("1" * 64))
+    store_features(Storing("1" * 64), train)
+    with pytest.raises(StoreError, match="are stale"):  # an evaluation set's, too
+        trainer(tmp_path).validate(Storing("2" * 64), module(tmp_path, val=["toy:train"], stored=True))
+    with pytest.raises(StoreError, match=r"crops and mirrors .*\(train_scale 1.5, train_flip 0\)"):
+        fit_with(Storing(train_scale=1.5))
+    with pytest.raises(StoreError, match=r"train_flip 0.5\)\. Switch that off"):
+        fit_with(Storing(train_flip=0.5))
+    with pytest.raises(StoreError, match=r"Listener stores no features. Set it to false"):
+        fit_with(Listener())
 
 
 class Predictor(Listener):

@@ -96,5 +96,5 @@ def test_spares_lie_outside_of_the_chunk() -> None:
 
 
 def test_too_few_records_say_so() -> None:
-    with pytest.raises(ValueError, match=r"7 records do not fill a batch of 4 on 2 processes.*Lower batch_size"):
+    with pytest.raises(ValueError, match=r"7 samples do not fill a batch of 4 on 2 processes.*Lower batch_size"):
         EpochPlan((4, 3), 4, world=2)

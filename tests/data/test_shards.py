@@ -12,7 +12,7 @@ import webdataset
 
 from avloc.data.schema import Sample, SampleError, SchemaError
 from avloc.data.shards import Job, ShardError, ShardWriter, Skipped, read_index, read_shard, write_shards
-from tests.data.make import sample, toy_set
+from tests.data.make import clip, duet, sample, toy_set
 
 
 def keys(path: Path) -> list[str]:
@@ -221,4 +221,31 @@ def test_unreadable_shards_and_indexes_are_named(tmp_path: Path) -> None:
         read_index(path)
     path.write_text(json.dumps(data | {"count": 4}))
     with pytest.raises(ShardError, match="count 4 is not the sum"):
+        read_index(path)
+
+
+def test_the_index_counts_scored_frames_also_in_shards_of_an_earlier_version(tmp_path: Path) -> None:
+    samples = [sample(0), clip(1), clip(2, 3, (0, 2)), clip(3, 2, (0, 1)), duet(4, 3)]
+    path = toy_set(tmp_path, 0, per_shard=2, samples=samples)
+    frames = {0: 1, 1: 4, 2: 1, 3: 0, 4: 1}
+    told = read_index(path)
+    for shard in told.shards:
+        assert shard.units == sum(frames[int(k[-4:])] for k in keys(path.parent / shard.file))
+    assert sum(s.units or 0 for s in told.shards) == 7
+    text = path.read_text()
+    for note in (path.parent / ".parts").glob("*.json"):
+        content = json.loads(note.read_text())
+        del content["units"]
+        note.write_text(json.dumps(content))
+    path.write_text(text.replace('"units"', '"other"'))
+    assert [s.units for s in read_index(path).shards] == [None] * 3
+    made: list[str] = []
+    todo = [Job(x.key, lambda x=x: made.append(x.key) or x) for x in samples]
+    write_shards(path.parent, "toy", "train", todo, records_per_shard=2)
+    assert made == []
+    assert path.read_text() == text
+    content = json.loads(text)
+    content["shards"][0]["units"] = "four"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ShardError, match="units of a shard are no number"):
         read_index(path)

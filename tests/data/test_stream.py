@@ -5,6 +5,8 @@ import json
 import logging
 import operator
 import pickle
+import types
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from avloc.data.schema import Frame, Sample, SampleError, Target
+from avloc.data import stream as stream_module
+from avloc.data.schema import Sample, SampleError
 from avloc.data.shards import ShardError, read_index
 from avloc.data.stream import ResumableLoader, TrainStream
 from avloc.types import AVBatch
-from tests.data.make import RATE, SPEC, duet, number, painted, png, robust, sample, sound, toy_set
+from tests.data.make import RATE, SPEC, clip, duet, number, painted, png, robust, sample, sound, toy_set
 
 
 def numbers(batches: list[AVBatch]) -> list[list[int]]:
@@ -48,6 +51,20 @@ def test_ranks_share_every_record_once(tmp_path: Path) -> None:
     assert [len(r) for r in ranks] == [4, 4, 4]
     seen = [n for r in ranks for b in r for n in b]
     assert len(seen) == len(set(seen)) == 24
+
+
+def test_a_fraction_is_the_same_part_in_every_epoch(tmp_path: Path) -> None:
+    index = read_index(toy_set(tmp_path, 25))
+    stream = TrainStream(index, SPEC, 1, seed=3, fraction=0.3)
+    seen = []
+    for epoch in (0, 1):
+        stream.start_at(epoch)
+        seen.append([n for b in numbers(list(stream)) for n in b])
+    assert len(seen[0]) == sum(-(-3 * s.count // 10) for s in index.shards)  # a third of each shard, rounded up
+    assert sorted(seen[0]) == sorted(seen[1])
+    assert seen[0] != seen[1]
+    with pytest.raises(ShardError, match=r"train_fraction 1\.5"):
+        TrainStream(index, SPEC, 1, fraction=1.5)
 
 
 def test_workers_of_a_fork_server_emit_what_the_plan_says_over_epochs_and_resumes(tmp_path: Path) -> None:
@@ -171,7 +188,7 @@ def test_a_shard_that_lost_records_or_is_gone_is_named(tmp_path: Path) -> None:
 
 
 def test_too_small_a_set_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match="toy-train: 5 records do not fill a batch of 3 on 2 processes"):
+    with pytest.raises(ShardError, match="toy-train: 5 samples do not fill a batch of 3 on 2 processes"):
         TrainStream(read_index(toy_set(tmp_path, 5)), SPEC, 3, world=2)
 
 
@@ -228,19 +245,6 @@ def test_supervised_batches_carry_maps_cropped_and_flipped_with_the_picture(tmp_
     assert len(views) == 24
 
 
-def clip(i: int) -> Sample:
-    """Five frames of grey 40 k + 10, all but the second annotated with a mask that covers k quarters."""
-    x = sample(i)
-    x.record.frames = [Frame(f"f{k}.png", annotated=k != 1) for k in range(5)]
-    x.record.map_rule = "mask"
-    x.record.targets = [Target(0, audio=0, masks=[f"m.f{k}.t0.png" for k in (0, 2, 3, 4)])]
-    for k in range(5):
-        x.members[f"f{k}.png"] = png(np.full((4, 4, 3), 40 * k + 10, np.uint8))
-        x.members[f"m.f{k}.t0.png"] = png(np.arange(4)[None].repeat(4, 0) < k)
-    del x.members["m.f1.t0.png"]
-    return x
-
-
 def test_one_annotated_frame_of_a_record_is_seen_per_epoch_another_in_another(tmp_path: Path) -> None:
     path = toy_set(tmp_path, 0, samples=[clip(i) for i in range(8)])
     stream = TrainStream(read_index(path), SPEC, 4, truth_size=4)
@@ -252,13 +256,15 @@ def test_one_annotated_frame_of_a_record_is_seen_per_epoch_another_in_another(tm
             for key, image, truth in zip(batch.key, batch.image, batch.truth, strict=True):
                 frame = (int(image[0, 0, 0]) - 10) // 40
                 assert truth.sum() == 4 * frame
+                assert key == f"toy__s{number(key):04d}.f{frame}"
                 seen[number(key)].append(frame)
     assert all(len(frames) == 12 for frames in seen.values())
     assert all(len(set(frames)) > 1 and 1 not in frames for frames in seen.values())
     assert {f for frames in seen.values() for f in frames} == {0, 2, 3, 4}
     assert len({tuple(frames) for frames in seen.values()}) > 4
     plain = TrainStream(read_index(path), SPEC, 4)
-    assert all(int(image.max()) == 10 for batch in plain for image in batch.image)  # unsupervised: as ever
+    assert all(int(image.max()) == 10 for batch in plain for image in batch.image)  # unsupervised: the first
+    assert all(key.endswith(".f0") for batch in plain for key in batch.key)
 
 
 def test_a_record_without_maps_is_a_broken_one_in_supervised_training(
@@ -301,3 +307,130 @@ def test_training_sees_a_robust_record_once_with_its_own_sound_and_duets_as_rows
     (batch,) = TrainStream(index, replace(SPEC, duet="wide"), 4, truth_size=4)
     assert batch.truth is not None
     assert batch.truth.shape == (4, 2, 4, 8)
+
+
+CLIPS = {0: [0], 1: [0, 2, 3, 4], 2: [], 3: [1], 4: [0, 1, 2], 5: [0, 2], 6: [0, 1, 2, 3, 4, 5], 7: [2]}
+
+
+def clips(folder: Path, per_shard: int = 3) -> Path:
+    """Eight records with no to six annotated frames, 18 in all."""
+    samples = [clip(i, 6, tuple(set(range(6)) - set(kept))) for i, kept in CLIPS.items()]
+    return toy_set(folder, 0, per_shard, samples=samples)
+
+
+def all_frames(path: Path, batch: int, resume: int = 0, epoch: int = 0, **changes: int) -> list[AVBatch]:
+    """What the loader of a rank gives, its workers played one after the other."""
+    stream = TrainStream(read_index(path), SPEC, batch, truth_size=4, frames="all", buffer=6, **changes)
+    stream.start_at(epoch, resume)
+    workers = changes.get("workers", 1)
+    queues = []
+    for worker in range(workers):
+        with pytest.MonkeyPatch.context() as patch:
+            info = types.SimpleNamespace(id=worker, num_workers=workers)
+            patch.setattr(stream_module, "get_worker_info", lambda info=info: info)
+            queues.append(list(stream))
+    out = []
+    while any(queues):
+        out += [queue.pop(0) for queue in queues if queue]
+    return out
+
+
+@pytest.mark.parametrize(("batch", "world", "workers"), [(1, 1, 1), (2, 2, 1), (2, 3, 2), (3, 1, 4), (4, 2, 3)])
+@pytest.mark.parametrize("per_shard", [1, 3, 8])
+def test_every_annotated_frame_is_a_sample_of_its_own(
+    tmp_path: Path, batch: int, world: int, workers: int, per_shard: int
+) -> None:
+    path = clips(tmp_path, per_shard)
+    ranks = [all_frames(path, batch, rank=r, world=world, workers=workers) for r in range(world)]
+    assert [len(r) for r in ranks] == [18 // (world * batch)] * world
+    seen = Counter(key for r in ranks for b in r for key in b.key)
+    several = {i for i, kept in CLIPS.items() if len(kept) > 1}
+    names = {f"toy__s{i:04d}" + (f".f{k}" if i in several else "") for i, kept in CLIPS.items() for k in kept}
+    assert set(seen.values()) == {1}
+    assert set(seen) <= names
+    assert 18 - len(seen) < world * batch
+    for b in (b for r in ranks for b in r):
+        assert b.truth is not None
+        for key, image, truth in zip(b.key, b.image, b.truth, strict=True):
+            frame = int(key[-1]) if ".f" in key else CLIPS[number(key)][0]
+            assert int(image[0, 0, 0]) == 40 * frame + 10
+            assert truth.sum() == 4 * min(frame, 4)
+
+
+def test_all_frames_resume_at_any_batch_with_any_workers(tmp_path: Path) -> None:
+    path = clips(tmp_path)
+    for workers, rank in ((1, 0), (2, 1), (3, 0)):
+        options = dict(epoch=2, rank=rank, world=2, workers=workers)
+        unbroken = [b.key for b in all_frames(path, 2, **options)]
+        assert len(unbroken) == 4
+        for k in range(5):
+            assert [b.key for b in all_frames(path, 2, resume=k, **options)] == unbroken[k:]
+    epochs = [[b.key for b in all_frames(path, 2, epoch=e)] for e in (0, 1, 0)]
+    assert epochs[0] == epochs[2] != epochs[1]
+
+
+def test_frames_of_one_record_are_cropped_each_in_its_own_way(tmp_path: Path) -> None:
+    samples = [clip(i, 6, ()) for i in range(2)]
+    picture = np.random.default_rng(0).integers(0, 255, (32, 32, 3)).astype(np.uint8)
+    for x in samples:
+        x.members |= {f"f{k}.png": png(picture) for k in range(6)}
+    index = read_index(toy_set(tmp_path, 0, samples=samples))
+    (batch,) = TrainStream(index, replace(SPEC, train_scale=2.0), 12, truth_size=4, frames="all")
+    assert len({image.numpy().tobytes() for image in batch.image}) > 8
+
+
+def test_a_set_of_an_earlier_version_does_not_tell_its_frames(tmp_path: Path) -> None:
+    path = clips(tmp_path)
+    content = json.loads(path.read_text())
+    assert sum(s.pop("units") for s in content["shards"]) == 18
+    path.write_text(json.dumps(content))
+    assert len(list(TrainStream(read_index(path), SPEC, 4, truth_size=4))) == 2  # records, as ever
+    with pytest.raises(ShardError, match=r"toy-train.json was written before .*frames all needs. Delete this file and"):
+        TrainStream(read_index(path), SPEC, 4, truth_size=4, frames="all")
+    path.unlink()
+    assert len(all_frames(clips(tmp_path), 4)) == 4
+    with pytest.raises(ShardError, match="one annotated frame after the other, but the method takes 5 at once"):
+        TrainStream(read_index(path), replace(SPEC, frames=5), 4, frames="all")
+
+
+def test_an_index_that_promises_more_frames_than_there_are_is_named(tmp_path: Path) -> None:
+    path = clips(tmp_path, 8)
+    path.write_text(path.read_text().replace('"units": 18', '"units": 20'))
+    with pytest.raises(ShardError, match="holds 18 annotated frames, its index promises 20"):
+        all_frames(path, 4)
+
+
+def test_a_record_whose_frames_cannot_be_counted_is_a_broken_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = clips(tmp_path, 8)
+    tar = path.parent / "toy-train-000000.tar"
+    content = tar.read_bytes()
+    start = content.index(b'"id": "s0004"')
+    tar.write_bytes(content[:start] + b'"id": 0------' + content[start + 13 :])
+    with caplog.at_level(logging.WARNING):
+        batches = all_frames(path, 3)
+        resumed = all_frames(path, 3, resume=3)
+    assert [len(b) for b in batches] == [3] * 6
+    assert [b.key for b in resumed] == [b.key for b in batches[3:]]
+    keys = {k for b in batches for k in b.key}
+    assert not any("s0004" in k for k in keys)
+    assert len(keys) == 15
+    assert "toy__s0004" in caplog.text
+
+
+def test_all_frames_may_be_trained_on_without_maps(tmp_path: Path) -> None:
+    stream = TrainStream(read_index(clips(tmp_path)), SPEC, 6, frames="all")
+    batches = list(stream)
+    assert len({k for b in batches for k in b.key}) == 18
+    assert all(b.truth is None for b in batches)
+
+
+def test_ground_truth_may_be_oblong(tmp_path: Path) -> None:
+    path = toy_set(tmp_path, 0, samples=[painted(i) for i in range(4)])
+    (batch,) = TrainStream(read_index(path), replace(SPEC, image_size=24), 4, truth_size=(12, 24))
+    assert batch.truth is not None
+    assert batch.semantic is not None
+    assert batch.truth.shape == (4, 1, 12, 24)
+    assert torch.equal(batch.truth[:, 0] * 255, batch.image[:, 0, 1::2].float())
+    assert torch.equal(batch.semantic * 10, batch.image[:, 1, 1::2].long())

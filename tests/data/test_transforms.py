@@ -25,7 +25,7 @@ from avloc.data.transforms import (
     truth_maps,
 )
 from avloc.types import InputSpec
-from tests.data.make import SPEC, duet, jpeg, painted, png, robust, sample, sound
+from tests.data.make import SPEC, clip, duet, jpeg, painted, png, robust, sample, sound
 
 VGGSS = Path(__file__).resolve().parents[2] / ".." / "shared" / "annotations" / "vggss" / "vggss.json"
 
@@ -422,3 +422,186 @@ def test_rows_of_different_numbers_of_pictures_do_not_share_a_batch() -> None:
         items = [make_item(duet(0), spec, truth_size=4), make_item(duet(1, 3), spec, truth_size=4)]
         with pytest.raises(SampleError, match=r"toy__s0000 and toy__s0001 cannot share a batch"):
             collate(items)
+
+
+PADDED = replace(SPEC, image_size=24, resize="pad", interpolation="bilinear")
+
+
+@pytest.mark.parametrize("size", [(60, 30), (30, 60), (37, 24), (1280, 720), (100, 1), (24, 24), (7, 7)])
+def test_padded_pictures_have_sams_size_and_lie_at_the_top_left(size: tuple[int, int]) -> None:
+    from segment_anything.utils.transforms import ResizeLongestSide
+
+    width, height = size
+    image = gradient(width, height)
+    h, w = ResizeLongestSide.get_preprocess_shape(height, width, 24)
+    h, w = max(h, 1), max(w, 1)
+    expected = np.zeros((24, 24, 3), np.uint8)
+    expected[:h, :w] = np.asarray(image.resize((w, h), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(fit_image(image, PADDED).transpose(1, 2, 0), expected)
+    x = sample(0)
+    x.record.frames[0].width, x.record.frames[0].height = size
+    x.members["f0.jpg"] = png(np.asarray(image))
+    for picture in (True, False):  # the size is told by the record as well
+        item = make_item(x, PADDED, picture=picture)
+        assert item.size == (h, w)
+        assert item.image.shape == ((3, 24, 24) if picture else (3, 0, 0))
+    batch = collate([make_item(x, PADDED), make_item(sample(1), PADDED)])
+    assert batch.size is not None
+    assert batch.size.dtype == torch.int64
+    assert batch.size.tolist() == [[h, w], [20, 24]]
+    assert batch.take([1]).size.tolist() == [[20, 24]]  # type: ignore[union-attr]
+    assert collate([make_item(x, SPEC)]).size is None
+
+
+def test_a_record_that_does_not_tell_its_size_is_measured_without_pixels_too() -> None:
+    x = sample(0)
+    x.record.frames[0].width = 0
+    assert make_item(x, PADDED, picture=False).size == (20, 24)
+
+
+def test_maps_of_a_padded_picture_are_those_of_the_picture_mirrored_with_it() -> None:
+    x = painted(side=24)
+    for name, data in x.members.items():
+        if name.endswith(".png"):
+            x.members[name] = png(np.asarray(Image.open(io.BytesIO(data)))[:12])  # 24 wide, 12 high
+    flipping = replace(PADDED, train_flip=0.5)
+    red = np.asarray(Image.open(io.BytesIO(x.members["f0.png"])))[:, :, 0]
+    flips = set()
+    for epoch in range(12):
+        item = make_item(x, flipping, rng=sample_rng(0, epoch, "k"), truth_size=(12, 24))
+        assert item.truth is not None
+        assert item.size == (12, 24)
+        np.testing.assert_array_equal(item.image[0, :12], item.truth[0] * 255)
+        np.testing.assert_array_equal(item.image[1, :12], item.semantic * 10)  # type: ignore[operator]
+        assert not item.image[:, 12:].any()
+        flips.add(bool((item.truth[0] * 255 == red[:, ::-1]).all()))
+    assert flips == {True, False}
+    square = make_item(x, PADDED, truth_size=24)
+    assert square.truth is not None
+    np.testing.assert_array_equal(square.truth[0] * 255, red.repeat(2, 0))
+    np.testing.assert_array_equal(make_truth(x, PADDED, 0, 24), square.truth)
+
+
+def test_pictures_are_not_padded_where_that_makes_no_sense() -> None:
+    with pytest.raises(ValueError, match=r"pad shows the whole picture, but train_scale 1.1 would cut"):
+        replace(PADDED, train_scale=1.1)
+    with pytest.raises(SampleError, match=r"toy__s0000 is a duet of 2 pictures.*needs InputSpec.resize squash or crop"):
+        make_item(duet(0), PADDED)
+    x = sample(0)
+    x.record.frames = [Frame("f0.jpg"), Frame("f1.jpg")]
+    x.members["f1.jpg"] = jpeg(0, (20, 24))
+    with pytest.raises(SampleError, match="toy__s0000: its frames have different shapes"):
+        make_item(x, replace(PADDED, frames=2))
+
+
+def test_boxes_fill_an_oblong_grid() -> None:
+    x = boxed([[0.25, 0.5, 0.75, 1]], boxes_raw=[[56, 112, 168, 224]], raw_format="xyxy_224_excl")
+    for target in (x.record.targets[0], Target(boxes=[[0.25, 0.5, 0.75, 1]])):
+        x.record.targets = [target]
+        (truth,) = truth_maps(x, 0, (6, 16))  # type: ignore[misc]
+        expected = np.zeros((6, 16))
+        expected[3:, 4:12] = 1
+        np.testing.assert_array_equal(truth, expected)
+
+
+def test_masks_at_their_native_size_keep_every_pixel() -> None:
+    rng = np.random.default_rng(0)
+    mask, classes = rng.random((9, 17)) < 0.5, rng.integers(0, 9, (9, 17)).astype(np.uint8)
+    x = painted()
+    x.members |= {"m.f0.t0.png": png(mask), "sem.f0.png": png(classes)}
+    np.testing.assert_array_equal(truth_maps(x, 0, (9, 17)), mask[None])
+    np.testing.assert_array_equal(semantic_map(x, 0, (9, 17)), classes)
+    x.record.sounding = False
+    assert truth_maps(x, 0, [9, 17]).shape == (1, 9, 17)  # type: ignore[union-attr]
+    assert semantic_map(x, 0, [9, 17]).shape == (9, 17)  # type: ignore[union-attr]
+
+
+def test_duets_have_oblong_tiles_too() -> None:
+    item = make_item(duet(0, 3), SPEC, truth_size=(2, 4))
+    assert item.truth is not None
+    expected = np.zeros((3, 2, 12))
+    for t in range(3):
+        expected[t, :, 4 * t : 4 * t + t + 1] = 1  # box t covers the first t + 1 quarters
+    np.testing.assert_array_equal(item.truth, expected)
+
+
+@pytest.mark.parametrize(
+    ("t", "seconds", "pad", "expected"),
+    [
+        (0.0, 0.002, "zeros", [0, 1]),
+        (0.0019, 0.002, "zeros", [0, 1]),
+        (0.002, 0.002, "zeros", [2, 3]),
+        (0.0049, 0.002, "zeros", [4, 5]),
+        (0.006, 0.002, "zeros", [6, 0]),  # of seven samples, the last stretch is half empty
+        (0.006, 0.002, "tile", [6, 6]),
+        (0.5, 0.002, "zeros", [6, 0]),  # long after the clip
+        (-0.1, 0.002, "zeros", [0, 1]),
+        (0.0069, 0.007, "zeros", [0, 1, 2, 3, 4, 5, 6]),
+        (0.007, 0.007, "zeros", [0, 1, 2, 3, 4, 5, 6]),
+        (0.004, 0.009, "zeros", [0, 1, 2, 3, 4, 5, 6, 0, 0]),
+    ],
+)
+def test_the_sound_of_a_frame_is_the_stretch_that_it_lies_in(
+    t: float, seconds: float, pad: str, expected: list[int]
+) -> None:
+    spec = replace(SPEC, window="frame", seconds=seconds, pad=pad)  # type: ignore[arg-type]
+    wave = np.arange(7, dtype=np.float32)[:, None]
+    assert fit_audio(wave, spec, t).tolist() == expected
+    stereo = np.concatenate([wave - 1, wave + 1], 1)
+    assert fit_audio(stereo, spec, t).tolist() == expected
+
+
+def test_times_that_binary_fractions_miss_still_belong_to_their_stretch() -> None:
+    spec = replace(SPEC, window="frame", seconds=0.1)
+    wave = np.arange(1000, dtype=np.float32)[:, None]
+    starts = [fit_audio(wave, spec, k * 0.1)[0] for k in range(10)]  # 3 * 0.1 / 0.1 > 3, 0.7 / 0.1 < 7
+    assert starts == [100 * k for k in range(10)]
+    assert [fit_audio(wave, spec, k / 10)[0] for k in range(10)] == starts
+    with pytest.raises(ValueError, match="window frame cuts the sound by time"):
+        replace(spec, channels="left_then_right")
+
+
+def test_avsbench_hears_second_i_of_both_channels_with_frame_i() -> None:
+    x = clip(0, 5, ())
+    wave = np.arange(5).repeat(1000)[:, None] / 10 + np.array([[0, 0.05]])
+    x.members["a0.flac"] = sound(wave)
+    x.record.audios[0].duration = 5.0
+    for frame in x.record.frames:
+        frame.t += 15 / 16  # the last of sixteen pictures a second
+    spec = replace(SPEC, window="frame", seconds=1.0)
+    for i in range(5):
+        np.testing.assert_allclose(make_item(x, spec, i).audio, i / 10 + 0.025, atol=1e-4)
+        np.testing.assert_allclose(make_item(x, replace(spec, channels="first"), i).audio, i / 10, atol=1e-4)
+    np.testing.assert_allclose(make_item(x, replace(spec, window="head"), 3).audio, 0.025, atol=1e-4)
+
+
+def test_each_sound_of_a_duet_is_that_of_its_own_frame() -> None:
+    x = duet(0)
+    for t, frame in enumerate(x.record.frames):
+        x.members[f"a{t}.flac"] = sound(np.arange(4).repeat(500) * (0.01 if t else 0.1))
+        frame.t = [0.5, 1.6][t]
+    spec = replace(SPEC, window="frame", seconds=0.5)
+    np.testing.assert_allclose(make_item(x, spec).audio, 0.1 + 0.03, atol=1e-4)
+    y = robust(0)
+    y.record.frames[0].t = 1.0
+    for name in ("a0.flac", "n0.flac"):
+        y.members[name] = sound(np.arange(4).repeat(500) * (0.1 if name == "a0.flac" else 0.2))
+        y.record.audios[0].duration = 2.0
+    np.testing.assert_allclose(make_item(y, spec).audio, 0.2, atol=1e-4)
+    np.testing.assert_allclose(make_item(y, spec, condition="noise").audio, 0.4, atol=1e-4)
+
+
+def test_stored_features_travel_with_the_batch() -> None:
+    items = [make_item(sample(i), SPEC) for i in range(3)]
+    assert collate(items).stored == {}
+    for i, item in enumerate(items):
+        item.stored = {"x": np.full((2, 3), i, np.float16), "n": np.array(i, np.uint8)}
+    batch = collate(items)
+    assert {k: (v.dtype, list(v.shape)) for k, v in batch.stored.items()} == {
+        "x": (torch.float16, [3, 2, 3]), "n": (torch.uint8, [3])
+    }  # fmt: skip
+    taken = batch.take([2, 0])
+    assert taken.stored["n"].tolist() == [2, 0]
+    assert taken.stored["x"][:, 0, 0].tolist() == [2, 0]
+    assert batch.to("meta").stored["x"].device.type == "meta"
+    assert batch.stored["n"].tolist() == [0, 1, 2]

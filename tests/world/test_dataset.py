@@ -45,6 +45,23 @@ def test_single_has_the_sounding_objects_mask_and_box() -> None:
         assert target.class_name in sample.record.text["image"]
 
 
+def test_training_splits_with_masks_are_like_those_without() -> None:
+    for split, classes in (("train_masks", range(len(NAMES))), ("train_masks_heard", HEARD)):
+        assert SPLITS[split].scenes == 2000
+        for sample in samples(split, scenes=12):
+            record = sample.record
+            (target,) = record.targets
+            assert (record.split, record.map_rule, record.frames[0].annotated) == (split, "mask", True)
+            assert sorted(sample.members) == ["a0.flac", "f0.jpg", "m.f0.t0.png"]
+            assert target.class_id in classes
+            mask = decode(sample.members, "m.f0.t0.png")
+            rows, columns = np.nonzero(mask)
+            box = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 128
+            np.testing.assert_allclose(target.boxes[0], box)
+    pictures = [next(samples(split, scenes=1)).members for split in ("train_masks", "train_masks_heard", "single")]
+    assert len({p.get("f0.jpg") or p["f0.png"] for p in pictures}) == 3
+
+
 def test_heard_and_unheard_classes_are_apart() -> None:
     heard = {t.class_id for s in samples("train_heard", scenes=40) for t in s.record.targets}
     unheard = {t.class_id for s in samples("unheard", scenes=40) for t in s.record.targets}
