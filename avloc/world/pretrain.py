@@ -2,6 +2,8 @@
 
     python -m avloc.world.pretrain clipseg
     python -m avloc.world.pretrain beats
+    python -m avloc.world.pretrain sam
+    python -m avloc.world.pretrain vggish
 
 Each command is deterministic on one machine (seed 0), prints the score on scenes or sounds that it never saw,
 and writes it with the command into the file's metadata.
@@ -21,7 +23,9 @@ from torch import Tensor, nn
 
 from avloc.backbones.beats import BEATs, BEATsConfig
 from avloc.backbones.clipseg import CLIPSeg, normalise
+from avloc.backbones.sam import SAM, TINY
 from avloc.backbones.tokens import train_world_tokenizer
+from avloc.backbones.vggish import VGGish, VGGishConfig
 from avloc.weights import WORLD_ASSETS
 from avloc.world.scenes import NAMES, render, sample_scenes
 from avloc.world.sounds import sound
@@ -80,6 +84,8 @@ BEATS: dict[str, Any] = {
     "embed_dim": 64,
 }
 
+VGGISH = VGGishConfig(widths=(16, 32, 64, 64), hidden_size=128, embedding_size=128)
+
 TEMPLATES = ("a photo of a {}", "a photograph of a {}", "an image of a {}", "a photo of {}", "a {}", "{}")
 WORDS = sorted({w for t in TEMPLATES for w in t.replace("{}", "").split()}) + list(NAMES)
 TAU = 0.07
@@ -115,12 +121,17 @@ class ScenePool:
         return image, mask, scenes.label.masked_fill(~(scenes.present & seen), -1)
 
     def batch(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        image, mask, label = self.draw(count)
+        return normalise(image), mask, label
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures float32 0..255 ``[count, 3, SIZE, SIZE]`` of random brightness, masks 0 or 1, labels."""
         rows = torch.randint(len(self.image), (count,))
         image, mask = self.image[rows], self.mask[rows].float()
         flip = torch.rand(count) < 0.5
         image[flip], mask[flip] = image[flip].flip(-1), mask[flip].flip(-1)
         image = (image.float() * (0.85 + 0.3 * torch.rand(count, 1, 1, 1))).clamp(0, 255)
-        return normalise(image), mask, self.label[rows]
+        return image, mask, self.label[rows]
 
 
 def loosened(mask: Tensor) -> Tensor:
@@ -200,6 +211,118 @@ def text_query_score(model: CLIPSeg, seed: int, scenes: int = 500) -> dict[str, 
     }
 
 
+def tight_boxes(mask: Tensor, jitter: float = 0.0) -> Tensor:
+    """Boxes of masks.
+
+    Args:
+        mask: bool ``[N, H, W]``, none empty.
+        jitter: standard deviation of each edge as a share of the box's side.
+
+    Returns:
+        float32 ``[N, 4]``: left, top, right, bottom edge, pixels.
+    """
+
+    def span(seen: Tensor) -> tuple[Tensor, Tensor]:
+        at = torch.arange(seen.shape[1])
+        return torch.where(seen, at, seen.shape[1]).amin(1), torch.where(seen, at + 1, 0).amax(1)
+
+    (left, right), (top, bottom) = span(mask.any(1)), span(mask.any(2))
+    box = torch.stack([left, top, right, bottom], 1).float()
+    if not jitter:
+        return box
+    side = (box[:, 2:] - box[:, :2]).repeat(1, 2)
+    return box + jitter * side * torch.randn(box.shape)
+
+
+def points_in(mask: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Points ``[N, count, 2]`` (x, y, pixels) drawn from the pixels of masks ``[N, H, W]``, none empty."""
+    at = torch.multinomial(mask.flatten(1).float(), count, replacement=True, generator=generator)
+    jitter = torch.rand(*at.shape, 2, generator=generator) - 0.5
+    return torch.stack([at % mask.shape[2], at // mask.shape[2]], -1) + jitter
+
+
+def one_object(mask: Tensor, label: Tensor) -> Tensor:
+    """Mask ``[B, H, W]`` of a random visible object of each scene."""
+    k = (torch.rand(label.shape) * label.ge(0)).argmax(1)
+    return mask[torch.arange(len(mask)), k]
+
+
+def prompted_losses(model: SAM, embedding: Tensor, sparse: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mask loss and quality loss of one prompt a picture.
+
+    The first mask learns from every prompt, for it is the one that methods use; of the others only the best does.
+    """
+    logits, quality = model.decode(embedding, sparse)
+    logits = logits.float()
+    truth = F.adaptive_avg_pool2d(mask, logits.shape[-1])[:, None].expand_as(logits)
+    bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean((-1, -2))
+    p = logits.sigmoid()
+    dice = 1 - (2 * (p * truth).sum((-1, -2)) + 1) / (p.sum((-1, -2)) + truth.sum((-1, -2)) + 1)
+    loss = 4 * bce + dice
+    with torch.no_grad():
+        found, there = logits > 0, truth >= 0.5
+        iou = (found & there).sum((-1, -2)) / (found | there).sum((-1, -2)).clamp(min=1)
+    return (loss[:, 0] + 0.3 * loss[:, 1:].amin(1)).mean(), F.mse_loss(quality.float(), iou)
+
+
+def sam_losses(model: SAM, head: nn.Module, image: Tensor, mask: Tensor, label: Tensor) -> dict[str, Tensor]:
+    """Masks asked by a box and by points, and the class of each object by its mean embedding.
+
+    The last term stands for SAM's masked-autoencoder pre-training: without it an embedding has no need to tell objects
+    apart by their kind, which a prompt by sound wants to know.
+    """
+    embedding = model.encode(model.prepare(image))
+    boxed, pointed = one_object(mask, label), one_object(mask, label)
+    box_prompt, _ = model.prompts(boxes=tight_boxes(boxed > 0, jitter=0.05))
+    points, inside = points_in(pointed, 1), [1]
+    if torch.rand(()) < 0.3:
+        points, inside = torch.cat([points, points_in(pointed, 1), points_in(1 - pointed, 1)], 1), [1, 1, 0]
+    point_prompt, _ = model.prompts(points=(points, torch.tensor(inside).expand(len(points), -1)))
+    by_box, box_quality = prompted_losses(model, embedding, box_prompt, boxed)
+    by_point, point_quality = prompted_losses(model, embedding, point_prompt, pointed)
+
+    share = F.adaptive_avg_pool2d(mask, embedding.shape[-1])  # [B, K, g, g]
+    pooled = torch.einsum("bkhw,bdhw->bkd", share, embedding.float()) / share.sum((-1, -2))[..., None].clamp(min=1e-3)
+    kind = F.cross_entropy(head(pooled).flatten(0, 1), label.flatten(), ignore_index=-1)
+    return {"box": by_box, "point": by_point, "quality": box_quality + point_quality, "class": 0.3 * kind}
+
+
+@torch.no_grad()
+def prompt_score(model: SAM, seed: int, scenes: int = 500) -> dict[str, float]:
+    """Masks of every visible object of unseen scenes, asked by its tight box and by one point drawn from its pixels.
+
+    Args:
+        model: a SAM of ``SIZE`` pixels.
+        seed: of scenes and points.
+        scenes: their number.
+
+    Returns:
+        ``box_miou`` and ``point_miou`` of the first mask at ``SIZE`` pixels, and ``quality_error``, the mean distance
+        of its predicted to its true IoU over both prompts.
+    """
+    pool, generator = ScenePool(seed, scenes), torch.Generator().manual_seed(seed)
+    ious: dict[str, list[Tensor]] = {"box": [], "point": []}
+    errors = []
+    for i in range(0, scenes, 50):
+        there = pool.label[i : i + 50] >= 0
+        mask, picture = pool.mask[i : i + 50][there], there.nonzero()[:, 0]
+        embedding = model.encode(model.prepare(pool.image[i : i + 50]))[picture]
+        asked = {
+            "box": model.prompts(boxes=tight_boxes(mask))[0],
+            "point": model.prompts(points=(points_in(mask, 1, generator), torch.ones(len(mask), 1, dtype=torch.long)))[
+                0
+            ],
+        }
+        for kind, sparse in asked.items():
+            logits, quality = model.decode(embedding, sparse, masks=slice(1))
+            found = model.upscale(logits, (SIZE, SIZE), (SIZE, SIZE))[:, 0] > 0
+            iou = (found & mask).sum((-1, -2)) / (found | mask).sum((-1, -2)).clamp(min=1)
+            ious[kind].append(iou)
+            errors.append((quality[:, 0].float() - iou).abs())
+    score = {f"{kind}_miou": torch.cat(values).mean().item() for kind, values in ious.items()}
+    return score | {"quality_error": torch.cat(errors).mean().item()}
+
+
 class SoundPool:
     """Rendered sounds: float32 ``[N, T]`` and their classes int64 ``[N]``."""
 
@@ -226,6 +349,17 @@ class SoundClassifier(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         return self.head(self.beats(audio).mean(1))
+
+
+@torch.no_grad()
+def sound_score(model: VGGish, head: nn.Module, seed: int, sounds: int = 640) -> dict[str, float]:
+    """Accuracy on unseen sounds by the mean of their two examples, and by each example of 0.96 s alone."""
+    unseen = SoundPool(seed, sounds)
+    logits = torch.cat([head(model(unseen.audio[i : i + 64])) for i in range(0, sounds, 64)])
+    return {
+        "accuracy": (logits.mean(1).argmax(1) == unseen.label).float().mean().item(),
+        "accuracy_example": (logits.argmax(2) == unseen.label[:, None]).float().mean().item(),
+    }
 
 
 def train(
@@ -294,9 +428,52 @@ def pretrain_beats(steps: int, batch: int, lr: float, pool: int, seed: int, bf16
     train(list(model.parameters()), losses, steps, lr, report, 200, bf16)
 
 
+def pretrain_sam(steps: int, batch: int, lr: float, pool: int, seed: int, bf16: bool, out: Path) -> None:
+    torch.manual_seed(seed)
+    model = SAM(TINY).requires_grad_(True)
+    head = nn.Linear(TINY.transformer_dim, len(NAMES))
+    scenes = ScenePool(seed, pool)
+    command = command_of("sam", steps, batch, lr, pool, bf16)
+
+    def report() -> dict[str, float]:
+        score = prompt_score(model, seed + 1)
+        model.save_world(out, command=command, seed=str(seed), score=str(score))
+        return score
+
+    def losses() -> dict[str, Tensor]:
+        return sam_losses(model, head, *scenes.draw(batch))
+
+    train([*model.parameters(), *head.parameters()], losses, steps, lr, report, 500, bf16)
+
+
+def pretrain_vggish(steps: int, batch: int, lr: float, pool: int, seed: int, bf16: bool, out: Path) -> None:
+    torch.manual_seed(seed)
+    model, head = VGGish(VGGISH), nn.Linear(VGGISH.embedding_size, len(NAMES))
+    sounds = SoundPool(seed, pool)
+    command = command_of("vggish", steps, batch, lr, pool, bf16)
+
+    def report() -> dict[str, float]:
+        score = sound_score(model, head, seed + 1)
+        model.save_world(out, command=command, seed=str(seed), score=str(score))
+        return score
+
+    def losses() -> dict[str, Tensor]:
+        audio, label = sounds.batch(batch)
+        logits = head(model(audio))  # [B, N, C]: every example by itself, so that one second is enough
+        return {"class": F.cross_entropy(logits.flatten(0, 1), label.repeat_interleave(logits.shape[1]))}
+
+    train([*model.parameters(), *head.parameters()], losses, steps, lr, report, 100, bf16)
+
+
+def command_of(tower: str, steps: int, batch: int, lr: float, pool: int, bf16: bool) -> str:
+    """The command that a file's metadata names."""
+    options = f"--steps {steps} --batch {batch} --lr {lr} --pool {pool}" + (" --bf16" if bf16 else "")
+    return f"python -m avloc.world.pretrain {tower} {options}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tower", choices=("clipseg", "beats"))
+    parser.add_argument("tower", choices=tuple(TOWERS))
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -307,10 +484,17 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out or WORLD_ASSETS / f"{args.tower}.safetensors"
     out.parent.mkdir(parents=True, exist_ok=True)
-    if args.tower == "clipseg":
-        pretrain_clipseg(args.steps or 3000, args.batch, args.lr, args.pool or 30000, args.seed, args.bf16, out)
-    else:
-        pretrain_beats(args.steps or 1000, args.batch, args.lr, args.pool or 8000, args.seed, args.bf16, out)
+    pretrain, steps, pool = TOWERS[args.tower]
+    pretrain(args.steps or steps, args.batch, args.lr, args.pool or pool, args.seed, args.bf16, out)
+
+
+# How a tower is trained, and by default with how many steps and rendered scenes or sounds.
+TOWERS: dict[str, tuple[Any, int, int]] = {
+    "clipseg": (pretrain_clipseg, 3000, 30000),
+    "beats": (pretrain_beats, 1000, 8000),
+    "sam": (pretrain_sam, 3000, 15000),
+    "vggish": (pretrain_vggish, 600, 4000),
+}
 
 
 if __name__ == "__main__":

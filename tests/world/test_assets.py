@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import ast
 
+import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from avloc.backbones.beats import BEATs
 from avloc.backbones.clipseg import CLIPSeg
+from avloc.backbones.sam import SAM, TINY
+from avloc.backbones.vggish import VGGish, VGGishConfig
 from avloc.weights import WORLD_ASSETS, read_metadata
-from avloc.world.pretrain import text_query_score
+from avloc.world.pretrain import points_in, prompt_score, text_query_score, tight_boxes
+from avloc.world.scenes import NAMES, render, sample_scenes
+from avloc.world.sounds import sound
+
+FLOORS = {"success": 0.8, "accuracy": 0.8, "box_miou": 0.85, "point_miou": 0.7}
 
 
-@pytest.mark.parametrize("name", ["clipseg", "beats"])
+@pytest.mark.parametrize("name", ["clipseg", "beats", "sam", "vggish"])
 def test_files_are_small_and_say_how_they_were_made(name: str) -> None:
     path = WORLD_ASSETS / f"{name}.safetensors"
     assert path.stat().st_size <= 3_000_000
     metadata = read_metadata(path)
     assert metadata["command"].startswith(f"python -m avloc.world.pretrain {name}")
     assert metadata["seed"] == "0"
-    assert min(v for k, v in ast.literal_eval(metadata["score"]).items() if k in ("success", "accuracy")) > 0.8
+    score = ast.literal_eval(metadata["score"])
+    judged = {name: score[name] for name in FLOORS if name in score}
+    assert judged
+    assert all(value > FLOORS[name] for name, value in judged.items())
+
+
+def test_the_two_towers_of_gavs_take_three_megabytes_together() -> None:
+    assert sum((WORLD_ASSETS / f"{name}.safetensors").stat().st_size for name in ("sam", "vggish")) <= 3_000_000
 
 
 def test_the_true_class_is_found_by_its_text_on_scenes_never_seen() -> None:
@@ -32,3 +48,77 @@ def test_beats_loads_frozen() -> None:
     tower = BEATs.from_source("world:beats", feature_layers=(1, 2, 3))
     assert tower.feature_size == 192
     assert not any(p.requires_grad for p in tower.parameters())
+
+
+def test_boxes_and_points_of_masks() -> None:
+    mask = torch.zeros(2, 6, 8, dtype=torch.bool)
+    mask[0, 1:4, 2:7] = True
+    mask[1, 5, 0] = True
+    assert tight_boxes(mask).tolist() == [[2, 1, 7, 4], [0, 5, 1, 6]]
+    x, y = points_in(mask, 50).round().unbind(-1)
+    assert x[0].min() >= 2
+    assert x[0].max() <= 6
+    assert y[0].min() >= 1
+    assert y[0].max() <= 3
+    assert x[1].eq(0).all()
+    assert y[1].eq(5).all()
+
+
+def iou(found: Tensor, truth: Tensor) -> float:
+    a, b = found.numpy(), truth.numpy()
+    return float(np.logical_and(a, b).sum() / np.logical_or(a, b).sum())
+
+
+def test_sam_segments_the_object_that_it_is_asked_for() -> None:
+    model = SAM.from_source("world:sam")
+    assert model.config == TINY
+    assert not any(p.requires_grad for p in model.parameters())
+    image, mask = render(sample_scenes(np.random.default_rng(77), 12), 64)
+    own: list[float] = []
+    other: list[float] = []
+    pointed: list[float] = []
+    with torch.no_grad():
+        embedding = model.encode(model.prepare(image))
+        for i in range(12):
+            rows, columns = np.nonzero(mask[i, 0].numpy())
+            box = torch.tensor([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]]).float()
+            pixel = len(rows) // 2
+            point = torch.tensor([[[columns[pixel], rows[pixel]]]]).float()
+            by_box, _ = model.prompts(boxes=box)
+            by_point, _ = model.prompts(points=(point, torch.ones(1, 1, dtype=torch.long)))
+            for prompt, scores in ((by_box, own), (by_point, pointed)):
+                logits, _ = model.decode(embedding[i : i + 1], prompt, masks=slice(1))
+                found = model.upscale(logits, (64, 64), (64, 64))[0, 0] > 0
+                scores.append(iou(found, mask[i, 0]))
+            other.append(iou(found, mask[i, 1]))
+    assert np.mean(own) > 0.85
+    assert np.mean(pointed) > 0.75
+    assert np.mean(other) < 0.1
+
+
+def test_sam_is_as_good_as_its_file_says_on_scenes_never_seen() -> None:
+    said = ast.literal_eval(read_metadata(WORLD_ASSETS / "sam.safetensors")["score"])
+    score = prompt_score(SAM.from_source("world:sam"), seed=4321, scenes=200)
+    assert score["box_miou"] == pytest.approx(said["box_miou"], abs=0.03)
+    assert score["point_miou"] == pytest.approx(said["point_miou"], abs=0.03)
+    assert score["quality_error"] < 0.1
+
+
+def test_scoring_leaves_the_random_state_alone() -> None:
+    model = SAM.from_source("world:sam")
+    before = torch.random.get_rng_state()
+    prompt_score(model, seed=1, scenes=2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_vggish_tells_the_classes_of_the_nearest_mean_apart() -> None:
+    tower = VGGish.from_source("world:vggish")
+    assert tower.config == VGGishConfig((16, 32, 64, 64), 128, 128)
+    assert not any(p.requires_grad for p in tower.parameters())
+    rng = np.random.default_rng(99)
+    waves = np.stack([sound(rng, c, 2.0) for _ in range(6) for c in range(len(NAMES))])
+    with torch.no_grad():
+        feature = tower(torch.from_numpy(waves)).mean(1)
+    feature = torch.nn.functional.normalize(feature, dim=-1).unflatten(0, (6, len(NAMES)))
+    nearest = (feature[3:] @ feature[:3].mean(0).T).argmax(-1)
+    assert (nearest == torch.arange(len(NAMES))).float().mean() > 0.9
