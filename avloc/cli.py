@@ -22,6 +22,7 @@ HELP = """usage: avloc COMMAND ...      (`lightning` is the same command)
     report     measured rows beside the published ones: tables, curves, and a page with a gallery
     rescore    compute a tested run's numbers again from its per-sample values
     audit      find evaluation clips in a training list
+    store      compute what frozen networks make of a set's pictures, once
     weights    which weight files an experiment needs, and which are here
     world      write the embedded world: shards, or videos
     bench      speed and memory of a training step, of the loader, of the metrics
@@ -29,7 +30,7 @@ HELP = """usage: avloc COMMAND ...      (`lightning` is the same command)
 `avloc COMMAND --help` tells more."""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-PLAIN_COMMANDS = ("train", "localize", "report", "rescore", "audit", "weights", "world", "bench")
+PLAIN_COMMANDS = ("train", "localize", "report", "rescore", "audit", "store", "weights", "world", "bench")
 
 
 class UsageError(ValueError):
@@ -81,8 +82,8 @@ def run_plain(command: str, args: list[str]) -> None:
 
     from avloc import commands
 
-    if command == "train":  # its options are those of `fit`
-        return commands.train(args)
+    if command in ("train", "store"):  # their options are those of `fit`
+        return {"train": commands.train, "store": commands.store}[command](args)
     functions: dict[str, Any] = {
         "localize": commands.localize,
         "report": commands.report,

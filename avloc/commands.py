@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import inspect
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import torch
 import yaml
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from avloc import RUNS
@@ -26,6 +30,7 @@ __all__ = [
     "localize",
     "report",
     "rescore",
+    "store",
     "train",
     "weights",
     "world",
@@ -170,6 +175,51 @@ def localize(
         assert audio is not None
         localize_still(model, image, audio, out)
     print(f"written to {out}")
+
+
+STORE_HELP = """usage: avloc store -c NAME [--parts N --part I] [options of `avloc fit` under --data and --model]
+
+Compute what an experiment's frozen networks make of every picture of its sets, once, and store it beside the shards.
+`data.stored: true` then reads it. Goes on where it was stopped; N processes may share the work."""
+
+
+def store(args: list[str]) -> None:
+    """Store the frozen features of an experiment's sets."""
+    from avloc.data.store import Storable, store_features
+    from avloc.experiment import instantiate
+
+    own = argparse.ArgumentParser("avloc store", usage=STORE_HELP.removeprefix("usage: "), allow_abbrev=False)
+    own.add_argument("-c", "--config", required=True)
+    own.add_argument("--parts", type=int, default=1)
+    own.add_argument("--part", type=int, default=0)
+    mine, rest = own.parse_known_args(args)
+    model, data = instantiate(find_config(mine.config), rest)
+    if not hasattr(model, "frozen"):
+        raise UsageError(f"{type(model).__name__} has no frozen features to store; train it as it is.")
+    storable = cast(Storable, model)
+    data.prepare_data()
+    sets = [(data.train, "train")] if data.train else []
+    sets += [(name, "test") for name in (*data.val, *data.calibration, *data.test)]
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        for index in dict.fromkeys(data.find(name, split) for name, split in sets):
+            task = bar.add_task(Path(index).stem, total=None)
+            report = store_features(
+                storable,
+                index,
+                batch_size=data.eval_batch_size,
+                workers=data.num_workers,
+                progress=partial(show, bar, task),
+                num_parts=mine.parts,
+                part=mine.part,
+            )
+            skipped = f", {len(report.skipped)} broken pictures" if report.skipped else ""
+            print(f"{report.folder}: {report.units} pictures, {report.kept} were there{skipped}")
+
+
+def show(bar: Progress, task: TaskID, more: int, total: int) -> None:
+    bar.update(task, advance=more, total=total)
 
 
 def weights(experiment: str | None = None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -20,7 +21,7 @@ from avloc.report.predictions import Predictions
 from avloc.report.published import Reference
 from avloc.report.telemetry import Panels, Provenance, Throughput, default_loggers
 
-__all__ = ["ExperimentCLI"]
+__all__ = ["ExperimentCLI", "instantiate"]
 
 # Warnings about what is meant to be so: arguments are rewritten before parsing, frozen towers stay in eval mode.
 EXPECTED = (
@@ -38,7 +39,8 @@ class ExperimentCLI(LightningCLI):
     """LightningCLI with the callbacks, loggers and checks of this project.
 
     Top-level keys of a YAML besides ``model``, ``data`` and ``trainer``: ``experiment`` (name, default the file's),
-    ``reproduces`` (the published row), ``test_after_fit``, and the settings of the callbacks that every run has:
+    ``reproduces`` (the published row), ``start_from`` (a checkpoint of the method whose learned weights a new run
+    takes over), ``test_after_fit``, and the settings of the callbacks that every run has:
     ``evaluator``, ``checkpoint`` (the best model), ``resume`` (the newest state), ``panels``.
     """
 
@@ -72,6 +74,7 @@ class ExperimentCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--experiment", type=str, default="", help="name of the run; the YAML's by default")
         parser.add_argument("--reproduces", type=Reference | None, default=None, help="published row to compare with")
+        parser.add_argument("--start_from", type=Path | None, default=None, help="checkpoint to take the weights of")
         parser.add_argument("--test_after_fit", type=bool, default=False, help="test the best checkpoint when fitted")
         parser.add_lightning_class_args(Evaluator, "evaluator")
         parser.add_lightning_class_args(Panels, "panels")
@@ -112,7 +115,27 @@ class ExperimentCLI(LightningCLI):
         kwargs["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 
+    def before_fit(self) -> None:
+        if self.settings.start_from:
+            self.model.start_from(Path(self.settings.start_from))
+
     def after_fit(self) -> None:
         if self.settings.test_after_fit and not self.trainer.interrupted:
             best = next(c for c in self.trainer.checkpoint_callbacks if type(c) is ModelCheckpoint)
             self.trainer.test(self.model, self.datamodule, ckpt_path=best.best_model_path or None, weights_only=True)
+
+
+def instantiate(config: Path, overrides: list[str]) -> tuple[Localizer, AVDataModule]:
+    """The method and the data module of a YAML, without a trainer.
+
+    Args:
+        config: the YAML; its other keys are left aside.
+        overrides: ``--data...`` and ``--model...`` options as for `fit`.
+    """
+    parser = LightningArgumentParser(prog="avloc store", allow_abbrev=False)
+    parser.add_subclass_arguments(Localizer, "model", required=True)
+    parser.add_class_arguments(AVDataModule, "data")
+    content = yaml.safe_load(config.read_text())
+    given = parser.parse_object({key: content[key] for key in ("model", "data") if key in content})
+    built = parser.instantiate_classes(parser.parse_args(overrides, namespace=given))
+    return built.model, built.data

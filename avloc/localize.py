@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avloc.data.media import MediaError, audio_16k, opened
-from avloc.data.transforms import fit_audio, fit_image
+from avloc.data.transforms import draw_view, fit_audio, fit_image
 from avloc.methods.base import Localizer
 from avloc.report.panels import Pixels, beside, captioned, overlay, panel_strip, png
 from avloc.types import AVBatch, InputSpec
@@ -332,6 +332,7 @@ def ask(model: Localizer, group: Sequence[tuple[float, Pixels, NDArray[np.float3
         image=torch.stack([torch.from_numpy(fit_image(Image.fromarray(p), spec)) for _, p, _ in group]),
         audio=torch.stack([torch.from_numpy(fit_audio(sound[:, None], spec)) for _, _, sound in group]),
         index=torch.arange(len(group)),
+        size=padded_sizes(group, spec),
     )
     training = model.training
     answer = model.eval().localize(batch.to(model.device))
@@ -343,9 +344,16 @@ def ask(model: Localizer, group: Sequence[tuple[float, Pixels, NDArray[np.float3
     ]
 
 
+def padded_sizes(group: Sequence[tuple[float, Pixels, NDArray[np.float32]]], spec: InputSpec) -> Tensor | None:
+    """Height and width of each picture inside of its square; None unless the method wants padded pictures."""
+    if spec.resize != "pad":
+        return None
+    return torch.tensor([draw_view((p.shape[1], p.shape[0]), spec).size for _, p, _ in group])
+
+
 def on_whole_picture(heatmap: Tensor, picture: Pixels, spec: InputSpec) -> Tensor:
     """Heat maps ``[S, h, w]`` over the whole picture: zero where a method saw only a centre crop."""
-    if spec.resize == "squash":
+    if spec.resize in ("squash", "pad"):  # maps of padded pictures are the picture's already
         return heatmap
     (height, width), short = picture.shape[:2], min(picture.shape[:2])
     x = round(heatmap.shape[2] * (width / short - 1) / 2)

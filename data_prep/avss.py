@@ -51,13 +51,14 @@ CLASSES = LABEL_SPACES["avss71"]
 PALETTE = voc_palette(len(CLASSES))
 PUBLISHED = "unknown colours are background, and odd object names stay as they are"
 LICENCE = "AVSBench: on request from its site; videos belong to their uploaders"
+PARTS = ("v1s", "v1m", "v2")
 COUNTED = {"unknown_colour": "have label colours that are not of the PASCAL VOC palette (tag unknown_colour)"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of ``metadata.csv``: id, start in the YouTube video in seconds, objects, official split, and which part
-    (``v1s``, ``v1m``, ``v2``)."""
+    """A line of ``metadata.csv``: id, start in seconds (in the YouTube video; v1s: in its VGGSound clip), objects,
+    official split, and which part (``v1s``, ``v1m``, ``v2``)."""
 
     uid: str
     video: str
@@ -84,7 +85,7 @@ def read_metadata(path: Path) -> list[Row]:
     """
     rows = []
     for n, r in enumerate(read_table(path, ("vid", "uid", "s_min", "s_sec", "a_obj", "split", "label"), True), start=2):
-        if r["label"] not in ("v1s", "v1m", "v2") or not (r["s_min"] + r["s_sec"]).isdigit():
+        if r["label"] not in PARTS or not (r["s_min"] + r["s_sec"]).isdigit():
             raise ValueError(f"{path}, row {n}: expected vid,uid,s_min,s_sec,a_obj,split,label, got {list(r.values())}")
         start = int(r["s_min"]) * 60 + int(r["s_sec"])
         rows.append(Row(r["uid"], r["vid"][:11], start, tuple(r["a_obj"].split("_")), r["split"], r["label"]))
@@ -155,7 +156,9 @@ def make_sample(
         for i, index in maps.items():
             target.masks.append(f"m.f{i}.t{t}.png")
             members[target.masks[-1]] = mask_png(index == target.class_id if target.class_id > 0 else index < 0)
-    members["a0.flac"], audio = sound(heard, src_id=row.uid, clip_start=float(row.start))
+    # A v1s start counts within the ten seconds of a VGGSound clip whose own start is not told.
+    start = 0.0 if row.label == "v1s" else float(row.start)
+    members["a0.flac"], audio = sound(heard, src_id=row.uid, clip_start=start)
     record = Record(
         dataset,
         row.uid,
@@ -260,14 +263,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--metadata", type=Path, help="metadata.csv (default: that of the folder)")
     splits = ["train", "val", "test"]
     p.add_argument("--split", nargs="+", choices=splits, default=["test"], help="which (default: test)")
+    p.add_argument("--only", choices=PARTS, help="one part, as a set of its own: avss_v2 (GAVS's V2)")
     return p
 
 
 def plans(args: argparse.Namespace) -> list[Plan]:
-    dataset, root = args.name or "avss", root_of(args.media)
-    rows = read_metadata(metadata_of(args, root))
+    dataset, root = args.name or "_".join(filter(None, ("avss", args.only))), root_of(args.media)
+    rows = [r for r in read_metadata(metadata_of(args, root)) if args.only in (None, r.label)]
     listed = {f"{r.label}/{r.uid}" for r in rows}
-    found = {f"{p.parent.name}/{p.name}" for part in ("v1s", "v1m", "v2") for p in (root / part).glob("*")}
+    parts = [args.only] if args.only else PARTS
+    found = {f"{p.parent.name}/{p.name}" for part in parts for p in (root / part).glob("*")}
     made = []
     for n, split in enumerate(args.split):
         own = [r for r in rows if r.split == split]

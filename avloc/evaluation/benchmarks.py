@@ -72,6 +72,8 @@ ALL = [
     Benchmark("avs_ms3_box", INTERACTIVE, "avs_ms3", 320, "boxes of the masks; a group is a clip"),
     Benchmark("avss", (*SEMANTIC, *MASKS), "avss", 11520, "1,554 videos; padding frames are not scored"),
     Benchmark("avss/v2", (*MASKS, *SEMANTIC), "avs_v2", 7500, "750 videos"),
+    Benchmark("avss_v2", (*MASKS, *SEMANTIC), "avs_v2", 7500, "750 videos"),
+    Benchmark("avs_v3", MASKS),
     Benchmark("avs_v3/v3_unseen", MASKS, "avs_v3_0shot", None, "758 videos; few-shot tests lack three of the classes"),
     *(
         Benchmark(f"avs_v3/v3_{n}shot_test", MASKS, f"avs_v3_{n}shot", None, f"{videos} videos")
@@ -116,7 +118,10 @@ BENCHMARKS: dict[str, Benchmark] = {b.name: b for b in ALL}
 
 
 def benchmark(name: str, protocols: Sequence[str] | None = None) -> Benchmark:
-    """The benchmark of a set, or for a set of the user's own ``vggss/acl`` and ``vggss/adaptive``.
+    """The benchmark of a set.
+
+    Another split or tag of a known set is scored like that set, without published numbers; a set of the user's own by
+    ``vggss/acl`` and ``vggss/adaptive``.
 
     Args:
         name: of the set.
@@ -125,7 +130,10 @@ def benchmark(name: str, protocols: Sequence[str] | None = None) -> Benchmark:
     Raises:
         ProtocolError: an unknown protocol.
     """
-    found = BENCHMARKS.get(name) or Benchmark(name, ("vggss/acl", "vggss/adaptive"))
+    found = BENCHMARKS.get(name)
+    if found is None:
+        kin = BENCHMARKS.get(name.split("/")[0].split(":")[0])
+        found = Benchmark(name, kin.protocols if kin else ("vggss/acl", "vggss/adaptive"))
     for each in protocols or ():
         protocol(each)
     return replace(found, protocols=tuple(protocols)) if protocols else found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import zlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,6 +112,19 @@ class Localizer(LightningModule):
             "method": f"{type(self).__module__}.{type(self).__qualname__}",
             "frozen": {k: {"source": f.source, "sha256": f.sha256} for k, f in self.frozen_files.items()},
         }
+
+    def start_from(self, checkpoint: Path) -> None:
+        """Take over the learned weights of another run of this method, and nothing else of it.
+
+        Raises:
+            CheckpointError: the file is absent or damaged, or of another method, other frozen weights or sizes.
+        """
+        try:
+            stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        except Exception as e:
+            raise CheckpointError(f"{checkpoint} cannot be read as a checkpoint ({type(e).__name__}: {e}).") from e
+        self.on_load_checkpoint(stored)
+        self.load_state_dict(stored["state_dict"], strict=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         keep = self.learned_keys()

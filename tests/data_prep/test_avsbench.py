@@ -304,6 +304,15 @@ def test_avss(tmp_path: Path) -> None:
     (train,) = EvalSet(out / "avss-train.json", SPEC).records
     assert [f.semantic for f in train.frames] == ["sem.f0.png", None, None, None, None]
     assert train.targets[0].class_id == DOG
+    assert train.audios[0].clip_start == 0  # 5 s, but of its VGGSound clip
+
+
+def test_one_part_of_avss_is_a_set_of_its_own(tmp_path: Path) -> None:
+    media = official_avss(tmp_path / "avs_released")
+    assert run(avss.main, media, tmp_path, "--only", "v2") == 0
+    (record,) = EvalSet(tmp_path / "avss_v2" / "avss_v2-test.json", SPEC).records
+    assert record.tags[0] == "v2"
+    assert set(left_out(tmp_path / "avss_v2")) == {"avss_v2__v2-not_listed"}
 
 
 def test_avss_as_published(tmp_path: Path) -> None:

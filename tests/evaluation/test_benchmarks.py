@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 
 from avloc.data.module import converter
-from avloc.evaluation.benchmarks import BENCHMARKS
+from avloc.evaluation.benchmarks import BENCHMARKS, benchmark
 from avloc.report import published
 
 # Mixtures of three and four, and the sub-list that was never published (facts/datasets.md section 2.10).
@@ -24,3 +24,10 @@ def test_every_published_benchmark_can_be_scored() -> None:
     tables = [t for paper in published.papers() for t in published.load(paper).tables]
     wanted = {name for table in tables for name in table.benchmarks}
     assert wanted - WITHOUT == {b.published for b in BENCHMARKS.values() if b.published}
+
+
+def test_other_splits_of_a_known_set_are_scored_like_it() -> None:
+    assert benchmark("avs_ms3:val").protocols == BENCHMARKS["avs_ms3"].protocols
+    assert (benchmark("avs_ms3:val").published, benchmark("avs_ms3:val").size) == ("", None)
+    assert benchmark("vggss/mine").primary == ("vggss/acl", "ciou")
+    assert benchmark("mine:test").protocols == ("vggss/acl", "vggss/adaptive")

@@ -217,7 +217,7 @@ def test_every_number_follows_from_the_per_sample_file(tmp_path: Path) -> None:
     rescore(tmp_path)
     assert path.read_bytes() == before
     (tmp_path / "per_sample.parquet").unlink()
-    with pytest.raises(RescoreError, match="per_sample.parquet does not exist"):
+    with pytest.raises(RescoreError, match=r"per_sample\.parquet does not exist"):
         rescore(tmp_path)
 
 
@@ -245,8 +245,8 @@ def test_a_threshold_of_the_calibration_set_is_applied_everywhere(tmp_path: Path
     assert "fpr" not in toy
     assert results["sets"]["other"]["rows"]["model"]["universal"]["fpr"] == 1
     assert list(results["sets"]["cal"]["rows"]) == ["model"]
+    only = ToyData(ToySet("cal", 4, calibration=True))
     with pytest.raises(ValueError, match="hold no negatives"):
-        only = ToyData(ToySet("cal", 4, calibration=True))
         trainer(tmp_path, Evaluator()).test(FullFrame(), only, verbose=False)
 
 

@@ -406,7 +406,7 @@ def test_every_benchmark_names_existing_protocols() -> None:
 
 
 def test_an_unknown_protocol_names_the_nearest() -> None:
-    with pytest.raises(ProtocolError, match="no protocol 'vggss/top5'. Did you mean vggss/top50"):
+    with pytest.raises(ProtocolError, match=r"no protocol 'vggss/top5'\. Did you mean vggss/top50"):
         benchmark("vggss", ["vggss/top5"])
     assert benchmark("vggss", ["vggss/lvs"]).primary == ("vggss/lvs", "ciou")
 

@@ -92,6 +92,22 @@ def test_missing_and_unknown_tensors_are_refused(tmp_path: Path) -> None:
         ACL.load_from_checkpoint(path, **arguments)
 
 
+def test_a_new_run_can_start_from_anothers_weights(tmp_path: Path) -> None:
+    arguments = tiny_files(tmp_path)
+    trained = ACL(**arguments)
+    path = fit_once(trained, tmp_path)
+    torch.manual_seed(5)
+    fresh = ACL(**arguments)
+    assert not torch.equal(fresh.state_dict()["network.masker_i.w"], trained.state_dict()["network.masker_i.w"])
+    fresh.start_from(path)
+    for k, v in trained.state_dict().items():
+        torch.testing.assert_close(fresh.state_dict()[k], v, msg=k)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        fresh.start_from(tmp_path / "nothing.ckpt")
+    with pytest.raises(CheckpointError, match="belongs to"):
+        SOUPLE(**arguments).start_from(path)
+
+
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "junk.ckpt").write_bytes(b"junk")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")

@@ -317,6 +317,8 @@ def test_losses_are_the_frames_mean_at_the_truths_size(files: dict[str, str]) ->
 
 def test_localize(files: dict[str, str]) -> None:
     model, b = method(files, heatmap_size=48), batch()
+    assert model.localize(b).heatmap.shape == (4, 1, 56, 56)  # the truth's own size
+    b.truth = None
     answer = model.localize(b)
     assert answer.heatmap.shape == (4, 1, 48, 48)
     logits, _ = model.network.decode(model.see(b), model.hear(b.audio))
@@ -342,10 +344,30 @@ def test_cached_features_replace_the_encoder(files: dict[str, str], monkeypatch:
     for tune_v in (None, 2):
         model, b = method(files, tune_v=tune_v), batch()
         want, kept = model.localize(b).heatmap, model.frozen(b)
-        model.frozen_features = lambda _, kept=kept: kept
+        b.stored = {"frozen": kept.half()}
         with monkeypatch.context() as patch:
             patch.setattr(model.network, "encode_frozen", None)
-            torch.testing.assert_close(model.localize(b).heatmap, want)
+            torch.testing.assert_close(model.localize(b).heatmap, want, atol=2e-3, rtol=0)  # half precision
+
+
+def test_frames_of_different_sizes_form_one_batch(files: dict[str, str]) -> None:
+    model, b = method(files, chunk=2), batch()
+    sizes = [(64, 40), (64, 64), (32, 64), (64, 40)]
+    for picture, (h, w) in zip(b.image, sizes, strict=True):
+        picture[:, h:] = picture[:, :, w:] = 0
+    b.size = torch.tensor(sizes)
+
+    def losses_of(b: AVBatch) -> Tensor:
+        assert b.truth is not None
+        logits, _ = model.network.decode(model.see(b), model.hear(b.audio))
+        return model.frame_losses(logits, b.truth.amax(1, keepdim=True), b)
+
+    together, losses = model.localize(b).heatmap, losses_of(b)
+    for i, (h, w) in enumerate(sizes):
+        alone = b.take([i])
+        alone.image, alone.size = alone.image[:, :, :h, :w], None  # as SAM's own predictor is given it
+        torch.testing.assert_close(together[i : i + 1], model.localize(alone).heatmap, atol=1e-5, rtol=0)
+        torch.testing.assert_close(losses[i : i + 1], losses_of(alone))
 
 
 def test_the_cache_key_follows_weights_and_preprocessing(files: dict[str, str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -34,14 +33,13 @@ class GAVS(Localizer):
         tune_v: first block of the image encoder with an adapter (9 in both released scripts); None for none.
         objective: mask loss; weight and margin of the alignment, which needs a design with a visual cue.
         seconds: length of a frame's sound; several VGGish examples are averaged.
-        heatmap_size: side of the heat map; every published evaluator asks for 224.
+        heatmap_size: side of the heat map where there is no ground truth; else it has the size of the truth.
         chunk: frames whose masks are at full size together.
         optimizer: see `Localizer`. Released: AdamW, learning rate 1e-3, weight decay 0.01.
         lr_scheduler: see `Localizer`. Released: none.
 
-    Attributes:
-        frozen_features: where a cache of embeddings plugs in: called with a batch, answers what `frozen` would compute,
-            and the image encoder's frozen part does not run. None to compute it.
+    Stored features (``avloc store``, ``data.stored: true``) replace `frozen`: the image encoder's frozen part does not
+    run then.
 
     Raises:
         ValueError: the sound is shorter than one VGGish example.
@@ -70,7 +68,11 @@ class GAVS(Localizer):
         segmenter, self.vggish = SAM.from_source(sam), VGGish.from_source(vggish)
         self.frozen_files = {"sam": segmenter.file, "vggish": locate(vggish)}
         self.input_spec = InputSpec(
-            image_size=segmenter.config.image_size, interpolation="bilinear", seconds=seconds, frames=1
+            image_size=segmenter.config.image_size,
+            resize="pad",
+            interpolation="bilinear",
+            seconds=seconds,
+            window="frame",
         )
         ears = self.vggish.front_end
         if not ears.examples(self.input_spec.samples):
@@ -80,7 +82,6 @@ class GAVS(Localizer):
             )
         design = design if isinstance(design, Design) else DESIGNS[design]
         self.network = GAVSNetwork(segmenter, design, tune_v=tune_v, audio_size=self.vggish.embedding_size)
-        self.frozen_features: Callable[[AVBatch], Tensor] | None = None
 
     def training_losses(self, batch: AVBatch) -> dict[str, Tensor]:
         """``mask``, ``align`` where there is a visual cue and a weight, and their weighted sum ``loss``.
@@ -95,34 +96,39 @@ class GAVS(Localizer):
                 f"GAVS learns from masks, but the batch of {', '.join(batch.key[:3])}, ... has no truth. Set "
                 "data.truth to true and train on a set with masks."
             )
-        union = (batch.truth.amax(1, keepdim=True) >= 0.5).float()
         audio = self.hear(batch.audio)
         logits, cue = self.network.decode(self.see(batch), audio)
-        terms = {"mask": self.frame_losses(logits, union, batch.image).mean()}
+        union = (batch.truth.amax(1, keepdim=True) >= 0.5).float()
+        terms = {"mask": self.frame_losses(logits, union, batch).mean()}
         loss, weight = terms["mask"], self.objective.lambda_align
         if cue is not None and weight:
             terms["align"] = alignment(cue, audio, batch.video or batch.key, self.objective.margin)
             loss = loss + weight * terms["align"]
         return terms | {"loss": loss}
 
-    def frame_losses(self, logits: Tensor, target: Tensor, image: Tensor) -> Tensor:
+    def frame_losses(self, logits: Tensor, target: Tensor, batch: AVBatch) -> Tensor:
         """Mask loss ``[B]`` of low-resolution logits ``[B, 1, 4g, 4g]`` at the size of ``target`` ``[B, 1, H, W]``."""
+        upscale, objective = self.network.model_v.upscale, self.objective
 
-        def loss(z: Tensor, t: Tensor) -> Tensor:
-            return self.objective.frames(self.network.model_v.upscale(z, size_of(image), size_of(t)), t)
+        def losses(z: Tensor, t: Tensor, size: tuple[int, int]) -> Tensor:
+            return by_frame(lambda z, t: objective.frames(upscale(z, size, size_of(t)), t), z, t, self.chunk)
 
-        return by_frame(loss, logits, target, self.chunk)
+        return by_size(losses, logits, target, batch)
 
     def localize(self, batch: AVBatch) -> Localization:
         """One source a frame: AVSBench's mask is ``heatmap > 0.5``, the release's ``> 0.4``.
 
         The confidence is the map's largest value. (SAM's own predicted IoU judges a mask, not whether it sounds.)
         """
+        grid = (self.heatmap_size, self.heatmap_size) if batch.truth is None else size_of(batch.truth)
+        upscale = self.network.model_v.upscale
+
+        def maps(z: Tensor, _: Tensor, size: tuple[int, int]) -> Tensor:
+            return by_frame(lambda z, _: upscale(z, size, grid).sigmoid(), z, z, self.chunk)
+
         with torch.no_grad():
             logits, _ = self.network.decode(self.see(batch), self.hear(batch.audio))
-            size = (self.heatmap_size, self.heatmap_size)
-            upscale = partial(self.network.model_v.upscale, input_size=size_of(batch.image), size=size)
-            heatmap = by_frame(lambda z, _: upscale(z).sigmoid(), logits, logits, self.chunk)
+            heatmap = by_size(maps, logits, logits, batch)
         return Localization(heatmap, heatmap.amax((-1, -2)))
 
     def hear(self, audio: Tensor) -> Tensor:
@@ -131,12 +137,16 @@ class GAVS(Localizer):
             return self.vggish(audio).mean(1)
 
     def see(self, batch: AVBatch) -> Tensor:
-        """F_V ``[B, D, g, g]``; its frozen part comes from the cache where one is plugged in."""
-        return self.network.encode_rest((self.frozen_features or self.frozen)(batch))
+        """F_V ``[B, D, g, g]``; its frozen part comes from the store where there is one."""
+        frozen = batch.stored["frozen"].float() if batch.stored else self.frozen(batch)
+        return self.network.encode_rest(frozen)
 
     def frozen(self, batch: AVBatch) -> Tensor:
-        """What never changes in training, and may be cached under `cache_key`: see `GAVSNetwork.encode_frozen`."""
-        return self.network.encode_frozen(self.network.prepare(batch.image))
+        """What never changes in training, and may be stored under `cache_key`: see `GAVSNetwork.encode_frozen`."""
+        pictures: Tensor | list[Tensor] = batch.image
+        if batch.size is not None:  # SAM pads after it normalised, so the padding must not be normalised
+            pictures = [x[:, :h, :w] for x, (h, w) in zip(batch.image, batch.size.tolist(), strict=True)]
+        return self.network.encode_frozen(self.network.prepare(pictures))
 
     def cache_key(self) -> str:
         """sha256 of all that `frozen` depends on beside the picture: weights and preprocessing."""
@@ -147,6 +157,18 @@ class GAVS(Localizer):
             if net.is_below_adapters(name):
                 digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def by_size(
+    function: Callable[[Tensor, Tensor, tuple[int, int]], Tensor], logits: Tensor, targets: Tensor, batch: AVBatch
+) -> Tensor:
+    """Apply ``function`` (logits, targets, size of the pictures) to the frames of each picture size together."""
+    if batch.size is None:
+        return function(logits, targets, size_of(batch.image))
+    sizes, group = batch.size.unique(dim=0, return_inverse=True)
+    rows = [(group == i).nonzero()[:, 0] for i in range(len(sizes))]
+    parts = [function(logits[r], targets[r], (h, w)) for r, (h, w) in zip(rows, sizes.tolist(), strict=True)]
+    return torch.cat(parts)[torch.cat(rows).argsort()]
 
 
 def size_of(image: Tensor) -> tuple[int, int]:
