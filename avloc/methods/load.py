@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from pathlib import Path
 
 import torch
@@ -23,6 +24,10 @@ def load_method(checkpoint: Path, device: str | torch.device | None = None) -> L
         CheckpointError: the file is missing, damaged, or not written by avloc.
     """
     try:
+        # A method's settings are classes of its package, which allows them when it is imported.
+        for name in torch.serialization.get_unsafe_globals_in_checkpoint(checkpoint):
+            if name.startswith("avloc."):
+                importlib.import_module(name.rpartition(".")[0])
         head = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except FileNotFoundError as e:
         raise CheckpointError(f"There is no checkpoint {checkpoint}.") from e
@@ -37,5 +42,6 @@ def load_method(checkpoint: Path, device: str | torch.device | None = None) -> L
         raise CheckpointError(f"{checkpoint} needs {module}.{name}, which cannot be imported here: {e}.") from e
     if not (isinstance(method, type) and issubclass(method, Localizer)):
         raise CheckpointError(f"{checkpoint} names {module}.{name}, which is no Localizer.")
+    warnings.filterwarnings("ignore", "Found keys that are in the model state dict but not in the checkpoint")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return method.load_from_checkpoint(checkpoint, map_location=device, weights_only=True).eval()

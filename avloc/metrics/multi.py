@@ -227,7 +227,7 @@ def tile_counts(maps: Tensor, truth: Tensor, mask: bool = False) -> Above:
     ``[N, T, H, W]``, ``[N, T]`` each: min-max and upper median of the tile, ``>`` with LVS's leak."""
     n, tiles = truth.shape[:2]
     parts = []
-    size = max(1, chunk_size(truth))
+    size = 8 * chunk_size(truth)  # several steps a pixel: calls cost more here than leaving the cache
     for start in range(0, max(1, n), size):
         goal = truth[start : start + size].flatten(0, 1)
         scaled = minmax(maps[start : start + size].reshape(goal.shape))
