@@ -1,0 +1,5 @@
+"""SeAC: segment, associate, classify."""
+
+from avloc.methods.seac.method import SeAC
+
+__all__ = ["SeAC"]

@@ -1,0 +1,311 @@
+"""SeAC ("Segment, Associate, and Classify: Decoupled Audio-Visual Segmentation Framework", under anonymous review).
+
+No public code exists. ``facts/seac.md`` says what the paper states; every choice that it leaves open is an option.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zlib
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from avloc.backbones.openclip import IMAGENET_TEMPLATES, OpenCLIP
+from avloc.backbones.vggish import VGGish
+from avloc.data.labels import LABEL_SPACES
+from avloc.frontends.vggish import Precision, VGGishFrontEnd
+from avloc.methods.base import Localizer
+from avloc.methods.losses import gather_rows, rank_and_world
+from avloc.methods.seac.aggregate import Degenerate, aggregate, box_masks, classify, unpack_bits
+from avloc.methods.seac.embed import Mixture
+from avloc.methods.seac.losses import best_similarity, draw_groups, mix, mixing_probability, msa_micl
+from avloc.methods.seac.make import MaskMaker
+from avloc.methods.seac.network import Design, SeACNetwork
+from avloc.methods.seac.segment import Segmentation
+from avloc.methods.seac.stored import MaskBatch, stack
+from avloc.types import AVBatch, InputSpec, Localization
+from avloc.weights import locate
+
+__all__ = ["Mixing", "SeAC"]
+
+BACKGROUND = "background"
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """The curriculum of mixed sounds; ``end: 0`` trains without (plain MICL).
+
+    Args:
+        start: probability that a batch is mixed, in the first epoch. Paper: 0.
+        end: in the last epoch; linear between. Paper: 0.5.
+        size: samples of a group. Paper: pairs.
+        epochs: of the curriculum; the run's own by default.
+    """
+
+    start: float = 0.0
+    end: float = 0.5
+    size: int = 2
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.start <= 1 and 0 <= self.end <= 1) or self.size < 2:
+            raise ValueError(f"SeAC: mixing wants probabilities from 0 to 1 and groups of 2 or more, got {self}.")
+
+
+class SeAC(Localizer):
+    """Masks that need no sound, a sound that picks among them, a text that names them. Learns from pairs alone.
+
+    Detector, SAM and CLIP are frozen and see every frame once: `data_prep.seac_masks` stores what they say, and
+    training reads it (`AVBatch.masks`). VGGish runs in every step, because mixtures must be heard. Trained are the
+    pooling of seconds, the mask encoder, two projections and the temperature.
+
+    Args:
+        clip: weight source of the CLIP that made the stored features; also names the masks. Paper: RN50, ViT-B/16.
+        vggish: weight source of the audio tower, whose raw embeddings are read.
+        mixture: how masks were embedded; must be that of the stored features.
+        design: sizes and readings of the association module.
+        mixing: the curriculum of mixed sounds.
+        negatives: samples of all processes (``gathered``, so that a batch means the same on one GPU and on two) or of
+            this one (``local``). The paper used one GPU.
+        count: N, masks of a picture that are used, the most confident boxes. Paper: 50, varied from 5 to 50.
+        categories: a key of `avloc.data.labels.LABEL_SPACES` or a list of names; None for no labels. Of a name that is
+            there twice, the first wins.
+        templates: of the text, with {} for the name; CLIP's 80 ImageNet templates by default, as in the paper.
+        plain_names: read ``-`` and ``_`` in names as spaces; not stated.
+        sigma: least normalised similarity of a labelled pixel, exclusive. Paper: 0.9.
+        degenerate: normalised similarity where a picture's are all alike; not stated.
+        box_sets: data sets whose samples are answered with boxes instead of masks. Paper: VGG-SS and its extension.
+        segmentation: how masks are made of a picture that comes without stored ones; None refuses it.
+        image_size: side of the picture in pixels. Stored masks do not need it; ``segmentation`` sees it.
+        seconds: length of the sound, around the clip's middle. Paper: 5.
+        spectrogram: arithmetic of VGGish's front end; the reference's is float64.
+        heatmap_size: side of the maps; every published evaluator asks for 224.
+        optimizer: see `Localizer`. Paper: AdamW, learning rate 1e-4, weight decay 0.01.
+        lr_scheduler: see `Localizer`. Paper: linear decay over the whole run.
+
+    Raises:
+        ValueError: the sound is shorter than one VGGish example, or there are no categories in the list.
+        WeightError: a file is missing, damaged, or of another model.
+    """
+
+    network: SeACNetwork
+
+    def __init__(
+        self,
+        clip: str = "clip_rn50",
+        vggish: str = "vggish",
+        mixture: Mixture = Mixture(),  # noqa: B008  frozen
+        design: Design = Design(),  # noqa: B008  frozen
+        mixing: Mixing = Mixing(),
+        negatives: Literal["local", "gathered"] = "gathered",
+        count: int = 50,
+        categories: str | list[str] | None = None,
+        templates: list[str] | None = None,
+        plain_names: bool = True,
+        sigma: float = 0.9,
+        degenerate: Degenerate = "ones",
+        box_sets: tuple[str, ...] = ("vggss", "vggss_ext"),
+        segmentation: Segmentation | None = None,
+        image_size: int = 224,
+        seconds: float = 5.0,
+        spectrogram: Precision = "float64",
+        heatmap_size: int = 224,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(optimizer, lr_scheduler)
+        # A rebuilt method is used, not trained on; a resumed one gets its optimiser from the YAML.
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"], logger=False)
+        self.mixture, self.mixing, self.negatives, self.count = mixture, mixing, negatives, count
+        self.templates, self.sigma, self.degenerate = tuple(templates or IMAGENET_TEMPLATES), sigma, degenerate
+        self.box_sets, self.segmentation, self.heatmap_size = tuple(box_sets), segmentation, heatmap_size
+        self.names, self.first_class = read_categories(categories, plain_names)
+        self.input_spec = InputSpec(
+            image_size=image_size, interpolation="bilinear", seconds=seconds, window="centre", channels="mean"
+        )
+        self.vggish = VGGish.from_source(vggish, front_end=VGGishFrontEnd(precision=spectrogram))
+        # Not a submodule: training does not run it, so it stays off the GPU.
+        self._clip = [OpenCLIP.from_source(clip)]
+        self.frozen_files = {"clip": self._clip[0].file, "vggish": locate(vggish)}
+        self._maker: list[MaskMaker] = []
+        self._text: Tensor | None = None
+        ears = self.vggish.front_end
+        if not ears.examples(self.input_spec.samples):
+            raise ValueError(
+                f"SeAC: {seconds:g} s of sound are shorter than one VGGish example "
+                f"({ears.samples(1) / ears.sample_rate:g} s). Set seconds to 1 or more."
+            )
+        self.network = SeACNetwork(self._clip[0].width, self.vggish.embedding_size, design)
+
+    @property
+    def recipe(self) -> str:
+        """What stored features must be made of."""
+        return self.mixture.recipe(self.frozen_files["clip"])
+
+    # ---- training
+
+    def training_losses(self, batch: AVBatch) -> dict[str, Tensor]:
+        """``audio`` and ``mask``, the two sums of equation 8, and ``loss``, their sum.
+
+        ``tau``, the temperature, and ``mixed``, 1 where this batch's sounds are mixed, are there to be logged.
+
+        Raises:
+            ValueError: the batch has no stored masks, or those of another CLIP.
+        """
+        masks = self.masks(batch)
+        mixed = self.draw_mixed()
+        group = draw_groups(len(batch), self.mixing.size) if mixed else torch.arange(len(batch))
+        groups = int(group.max()) + 1
+        group = group.to(batch.device, non_blocking=True)
+        # Each sound by itself is what a group of one is: nothing to sum.
+        audio = self.hear(mix(batch.audio, group, groups) if mixed else batch.audio)
+        embeddings = self.network.embed_masks(masks.features, masks.valid)
+        tau = self.network.temperature()
+        if self.negatives == "gathered":
+            rank, _ = rank_and_world()
+            S, _ = best_similarity(embeddings, gather_rows(audio), masks.valid)
+            S, group = gather_rows(S), gather_rows(group + rank * groups)
+        else:
+            S, _ = best_similarity(embeddings, audio, masks.valid)
+        terms = msa_micl(S, group, tau)
+        audio_term, mask_term = terms.audio.sum(), terms.mask.sum()
+        logged = {"tau": tau.detach(), "mixed": torch.tensor(float(mixed))}
+        return {"audio": audio_term, "mask": mask_term, "loss": audio_term + mask_term, **logged}
+
+    def draw_mixed(self) -> bool:
+        """Whether this step's sounds are mixed: one draw a batch, the same in every process and in a resumed run.
+
+        Raises:
+            ValueError: the run has no known number of epochs.
+        """
+        if not (self.mixing.start or self.mixing.end):
+            return False
+        epochs = self.mixing.epochs or (self.trainer.max_epochs if self._trainer is not None else 1)
+        if epochs is None or epochs < 1:
+            raise ValueError("SeAC: mixing grows over the run. Set trainer.max_epochs, or mixing.epochs.")
+        p = mixing_probability(self.current_epoch, epochs, self.mixing.start, self.mixing.end)
+        seed = zlib.crc32(f"{os.environ.get('PL_GLOBAL_SEED', '0')} mixed {self.global_step}".encode())
+        return float(torch.rand((), generator=torch.Generator().manual_seed(seed))) < p
+
+    def hear(self, waveform: Tensor) -> Tensor:
+        """a ``[K, d]`` of waveforms ``[K, T]``; gradients end at VGGish."""
+        with torch.no_grad():
+            seconds = self.vggish(waveform)
+        return self.network.embed_audio(seconds)
+
+    # ---- inference
+
+    def localize(self, batch: AVBatch) -> Localization:
+        """One source a sample.
+
+        The heat map has the similarities, min-max over the picture's own masks: its best mask always has 1, so whether
+        anything sounds is told by the confidence alone, the largest cosine before that. With categories, the label is
+        the best mask's, and the semantic map is equation 5's.
+
+        Raises:
+            ValueError: the batch has no stored masks and there is no ``segmentation``, or they are of another CLIP.
+        """
+        with torch.no_grad():
+            masks = self.masks(batch)
+            embeddings = self.network.embed_masks(masks.features, masks.valid)
+            similarity = cosine(embeddings, self.hear(batch.audio))
+            answer = aggregate(similarity, self.pixels(batch, masks), masks.valid, self.degenerate)
+            label = semantic = None
+            if self.names:
+                labels, _ = classify(masks.features, self.text())
+                best = similarity.masked_fill(~masks.valid, -torch.inf).argmax(1, keepdim=True)
+                label = labels.gather(1, best) + self.first_class
+                semantic = answer.semantic(labels, self.sigma)
+        return Localization(answer.heatmap[:, None], answer.confidence[:, None], label, semantic)
+
+    def pixels(self, batch: AVBatch, masks: MaskBatch) -> Tensor:
+        """Masks bool ``[B, N, H, H]`` at the heat map's size, or boxes for samples of ``box_sets``."""
+        size = self.heatmap_size
+        boxed = torch.tensor([key.partition("__")[0] in self.box_sets for key in batch.key])
+        boxes = box_masks(masks.boxes * size, (size, size)) if boxed.any() else None
+        if boxes is not None and boxed.all():
+            return boxes
+        if masks.bits is None:
+            raise ValueError(
+                f"SeAC: the stored masks of {', '.join(batch.key[:3])}, ... came without pixels. Evaluation sets are "
+                "read with them (decode(..., masks=True))."
+            )
+        drawn = unpack_bits(masks.bits, masks.side)
+        if masks.side != size:
+            at = ((torch.arange(size, device=drawn.device) + 0.5) * masks.side / size).long()
+            drawn = drawn[..., at, :][..., at]
+        return drawn if boxes is None else torch.where(boxed.to(drawn.device)[:, None, None, None], boxes, drawn)
+
+    def masks(self, batch: AVBatch) -> MaskBatch:
+        """The batch's stored masks, or those made now; at most ``count`` of each picture.
+
+        Raises:
+            ValueError: see `localize`.
+        """
+        masks: MaskBatch | None = getattr(batch, "masks", None)
+        if masks is None:
+            masks = self.make(batch)
+        if masks.features.shape[-1] != self.network.mask_size:
+            raise ValueError(
+                f"SeAC: stored features are {masks.features.shape[-1]} wide, {self.frozen_files['clip'].source} makes "
+                f"{self.network.mask_size}. Store them again with this CLIP, or set model.clip to the one they are of."
+            )
+        n = self.count
+        bits = None if masks.bits is None else masks.bits[:, :n]
+        return MaskBatch(masks.features[:, :n], masks.count.clamp(max=n), masks.boxes[:, :n], bits, masks.side)
+
+    def make(self, batch: AVBatch) -> MaskBatch:
+        """Masks of pictures that came without."""
+        if self.segmentation is None:
+            raise ValueError(
+                f"SeAC: {', '.join(batch.key[:3])}, ... have no stored masks. Store them with data_prep.seac_masks, or "
+                "set model.segmentation to have them made picture by picture."
+            )
+        if not self._maker:
+            clip = self._clip[0].to(self.device)
+            self._maker.append(MaskMaker(self.segmentation, self.mixture, clip, self.device, self.heatmap_size))
+        return stack(self._maker[0](list(batch.image), batch.key)).to(batch.device)
+
+    def text(self) -> Tensor:
+        """Embeddings ``[Y, D]`` of the categories; computed once."""
+        if self._text is None:
+            self._text = self._clip[0].to(self.device).encode_names(self.names, self.templates)
+        self._text = self._text.to(self.device)
+        return self._text
+
+
+def cosine(masks: Tensor, audio: Tensor) -> Tensor:
+    """float32 ``[B, N]`` of each picture's masks ``[B, N, d]`` with its own sound ``[B, d]``."""
+    with torch.autocast(masks.device.type, enabled=False):
+        return (F.normalize(masks.float(), dim=-1) * F.normalize(audio.float(), dim=-1)[:, None]).sum(-1)
+
+
+def read_categories(categories: str | list[str] | None, plain: bool) -> tuple[list[str], int]:
+    """Names without the background, and the class number of the first of them in its label space.
+
+    Raises:
+        ValueError: an unknown label space, or no name at all.
+    """
+    if categories is None:
+        return [], 0
+    if isinstance(categories, str):
+        if categories not in LABEL_SPACES:
+            raise ValueError(f"SeAC: no label space {categories!r}; there are {', '.join(LABEL_SPACES)}.")
+        categories = list(LABEL_SPACES[categories])
+    first = int(categories[:1] == [BACKGROUND])
+    names = categories[first:]
+    if not names:
+        raise ValueError("SeAC: the list of categories is empty. Leave categories out for no labels.")
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        warnings.warn(f"SeAC: {', '.join(twice)} is there twice among the categories; the first wins.", stacklevel=2)
+    return [n.replace("_", " ").replace("-", " ") for n in names] if plain else names, first
+
+
+# Checkpoints keep them among the hyper-parameters, and are loaded without unpickling anything else.
+torch.serialization.add_safe_globals([Mixture, Design, Mixing])
