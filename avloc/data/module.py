@@ -29,6 +29,8 @@ CONVERTERS = {
     "avs_ms3_box": "avs_ms3",
     "avs_robust_s4": "avs_robust",
     "avs_robust_ms3": "avs_robust",
+    "avss_v1s": "avss",
+    "avss_v1m": "avss",
     "avss_v2": "avss",
     "is3_seg": "is3",
     "vpo_ss_seg": "vpo_ss",

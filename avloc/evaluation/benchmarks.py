@@ -72,7 +72,9 @@ ALL = [
     Benchmark("avs_ms3_box", INTERACTIVE, "avs_ms3", 320, "boxes of the masks; a group is a clip"),
     Benchmark("avss", (*SEMANTIC, *MASKS), "avss", 11520, "1,554 videos; padding frames are not scored"),
     Benchmark("avss/v2", (*MASKS, *SEMANTIC), "avs_v2", 7500, "750 videos"),
-    Benchmark("avss_v2", (*MASKS, *SEMANTIC), "avs_v2", 7500, "750 videos"),
+    Benchmark("avss_v1s", MASKS, "avs_s4", 3700, "740 videos of 5 frames, native size"),
+    Benchmark("avss_v1m", MASKS, "avs_ms3", 320, "64 videos of 5 frames, native size"),
+    Benchmark("avss_v2", (*MASKS, *SEMANTIC), "avs_v2", 7500, "750 videos of 10 frames"),
     Benchmark("avs_v3", MASKS),
     Benchmark("avs_v3/v3_unseen", MASKS, "avs_v3_0shot", None, "758 videos; few-shot tests lack three of the classes"),
     *(
