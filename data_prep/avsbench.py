@@ -15,6 +15,7 @@ import argparse
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -409,9 +410,9 @@ def box_target(subset: Subset, labels: Sequence[str], raw: Sequence[float]) -> T
 
 
 def make_box_sample(
-    dataset: str, subset: Subset, clip: Clip, k: int, raw: Sequence[float], as_published: bool
+    dataset: str, subset: Subset, clip: Clip, k: int, raw: Sequence[float], group_size: int, as_published: bool
 ) -> Sample:
-    """One picture of a video, with its box and all of the sound.
+    """One picture of a video, with its box and all of the sound. The video is its interactive group, as published.
 
     Raises:
         MediaError: a file is absent or broken.
@@ -425,6 +426,8 @@ def make_box_sample(
         split=clip.split,
         tags=[*([] if any(raw) else ["empty"]), *([AS_PUBLISHED] if as_published else [])],
         video=clip.name[:11],
+        group=clip.name,
+        group_size=group_size,
         frames=[frame],
         audios=[audio],
         targets=[box_target(subset, clip.labels, raw)],
@@ -439,6 +442,7 @@ def box_plans(subset: Subset, args: argparse.Namespace) -> list[Plan]:
     dataset, boxes = args.name or f"{subset.name}_box", read_boxes(args.boxes)
     found, extra = clips_of(subset, args, "test")
     clips = {c.name: c for c in found}
+    sizes = Counter(name for name, _ in boxes)
     jobs, missing = [], unlisted(dataset, extra, (), VIDEO)
     for (name, k), raw in boxes.items():
         key, clip = sample_key(dataset, f"{name}_{k}"), clips.get(name)
@@ -447,7 +451,8 @@ def box_plans(subset: Subset, args: argparse.Namespace) -> list[Plan]:
         elif clip.sound is None:
             missing.append(Skipped(key, f"sound missing: no audio of {name}"))
         else:
-            jobs.append(Job(key, partial(make_box_sample, dataset, subset, clip, k, raw, args.as_published)))
+            make = partial(make_box_sample, dataset, subset, clip, k, raw, sizes[name], args.as_published)
+            jobs.append(Job(key, make, name))
     unboxed = [f"{name}_{k}" for name, clip in clips.items() for k in clip.frames if (name, k) not in boxes]
     missing += [Skipped(sample_key(dataset, id), "no annotation row for this picture") for id in unboxed]
     notes = [

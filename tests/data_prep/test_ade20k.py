@@ -15,9 +15,13 @@ HEADER = "image_location,vggsound_file,speech_prompt_file,ade_class_id,timing\n"
 
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
+    return lay_out(tmp_path)
+
+
+def lay_out(folder: Path) -> Path:
     """Nothing of the official release was at hand: this is its layout as DenseAV's loader reads it."""
-    media = tmp_path / "ADE20KSoundPrompted"
-    media.mkdir()
+    media = folder / "ADE20KSoundPrompted"
+    media.mkdir(parents=True)
     (media / "prompted_segmentation.csv").write_text(
         HEADER + "street/ADE_val_00000001.jpg,some/where/abc_000030.wav,,547,\n"
         'street/ADE_val_00000001.jpg,,speech/1.wav,12,"[0.5, 1.25]"\n'
@@ -38,7 +42,7 @@ def release(tmp_path: Path) -> Path:
         Image.fromarray(full).save(path)
     for name in ("abc_000030", "def_000000"):
         write_sound(media / "audio" / f"{name}.wav")
-    return tmp_path
+    return folder
 
 
 def convert(folder: Path, *options: str) -> int:

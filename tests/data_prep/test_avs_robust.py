@@ -25,8 +25,12 @@ def clip(name: str, *labels: str, sound: bool = True) -> Clip:
 
 @pytest.fixture
 def media(tmp_path: Path) -> Path:
+    return acl_s4(tmp_path / "media")
+
+
+def acl_s4(root: Path) -> Path:
     """ACL-SSL's S4, a video of each category."""
-    flat = tmp_path / "media" / "s4"
+    flat = root / "s4"
     lines = []
     for n, (category, loud) in enumerate(LOUD.items()):
         name = f"video{n:06d}"

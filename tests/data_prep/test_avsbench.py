@@ -202,6 +202,7 @@ def test_boxes_of_sslalignment(tmp_path: Path) -> None:
     assert truth.sum() == 11900  # fact sheet section 2.6
     assert truth[0, 72:140, 21:196].all()
     assert record.targets[0].boxes == [[21 / 224, 72 / 224, 197 / 224, 141 / 224]]
+    assert {(r.group, r.group_size) for r in data.records} == {(YT, 5)}  # all frames of a clip must be right
     record, truth = found[f"{YT}_2"]
     assert truth is not None
     assert truth.sum() == 0
@@ -244,17 +245,18 @@ COLOUR = {
 }
 
 
-def official_avss(root: Path) -> Path:
+def official_avss(root: Path, *more: tuple[object, ...]) -> Path:
     """A v1s train video, a v2 test video with two classes and a colour that is none, a v1m test video without sound."""
-    rows = [
+    rows: list[tuple[object, ...]] = [
         ("tttttttttt_", "tttttttttt__5000_10000", 0, 5, "dog", "train", "v1s"),
         (YT, f"{YT}_61000_71000", 1, 1, "h orse_off-the-screen", "test", "v2"),
         ("mmmmmmmmmmm_1", "mmmmmmmmmmm_1", 0, 0, "background", "test", "v1m"),
+        *more,
     ]
     root.mkdir(parents=True)
     (root / "metadata.csv").write_text(AVSS_HEADER + "".join(",".join(map(str, r)) + "\n" for r in rows))
     for _, uid, *_, split, part in rows:
-        folder = root / part / uid
+        folder = root / str(part) / str(uid)
         n = 10 if part == "v2" else 5
         for i in range(n):
             write_picture(folder / "frames" / f"{i}.jpg", 20 * i, (64, 48))
@@ -327,21 +329,26 @@ def test_avss_as_published(tmp_path: Path) -> None:
     assert set(np.unique(semantic)) == {0, HORSE, WOLF}
 
 
+UNSEEN = f"{YT},{YT}_61000_71000,1,1,horse,unseen,v2"
+
+
+def v3_lists(folder: Path, unseen: list[str], shots: dict[int, list[str]]) -> Path:
+    """GAVS's files over `official_avss`; the clips of a few-shot training are those of its test."""
+    for file, lines in (
+        ("meta_v3_seen_train.csv", ["tttttttttt_,tttttttttt__5000_10000,0,5,dog,seen_train,v1s"]),
+        ("meta_v3_seen_val.csv", ["x,x_0_10000,0,0,dog,seen_val,v2"]),
+        ("meta_v3_unseen.csv", unseen),
+        *((f"v3_{k}_shot/{part}.csv", shots.get(k, [])) for k in (1, 3, 5) for part in ("train", "test")),
+    ):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes((AVSS_HEADER + "\n".join(lines)).replace("\n", "\r\n").encode())
+    return folder
+
+
 def test_avs_v3(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     media = official_avss(tmp_path / "avs_released")
-    lists = tmp_path / "v3"
-    uid = f"{YT}_61000_71000"
-    unseen = f"{YT},{uid},1,1,horse,unseen,v2"
-    shot = f"{YT},{uid},,,,v3_1_shot_train,v2"
-    seen = "tttttttttt_,tttttttttt__5000_10000,0,5,dog,seen_train,v1s"
-    for file, lines in (
-        ("meta_v3_seen_train.csv", [seen]),
-        ("meta_v3_seen_val.csv", ["x,x_0_10000,0,0,dog,seen_val,v2"]),
-        ("meta_v3_unseen.csv", [unseen]),
-        *((f"v3_{k}_shot/{part}.csv", [shot] * (k == 1)) for k in (1, 3, 5) for part in ("train", "test")),
-    ):
-        (lists / file).parent.mkdir(parents=True, exist_ok=True)
-        (lists / file).write_bytes((AVSS_HEADER + "\n".join(lines)).replace("\n", "\r\n").encode())
+    lists = v3_lists(tmp_path / "v3", [UNSEEN], {1: [UNSEEN]})
+    uid = UNSEEN.split(",")[1]
     options = ["--lists", str(lists), "--split", "test", "train", "train_1shot"]
     assert run(avs_v3.main, media, tmp_path, *options) == 0
     out = tmp_path / "avs_v3"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.vgg_duet import main, read_pairs, target_of, underscored
+from data_prep.vgg_duet import Boxes, main, read_pairs, target_of, underscored
 from data_prep.vggsound import class_ids, read_boxes
 from tests.data.clips import write_clip
 from tests.data_prep.loose import areas, official, read, skipped, write_picture, write_sound
@@ -65,16 +65,21 @@ def release(tmp_path: Path) -> Path:
     rows = list(csv.reader(official(DUET).open()))
     overlapping = next(r for r in rows if drawn(boxes[r[0]][1], 9).max() > 1)
     same = next(r for r in rows if r[1] == r[3])
-    chosen = [rows[0], overlapping, same]
-    (tmp_path / "duet.csv").write_text("".join(",".join(r) + "\n" for r in chosen))
-    (tmp_path / "single.csv").write_text("".join(",".join(r[:2]) + "\n" for r in chosen))
-    used = [k for r in chosen for k in (r[0], r[2])]
+    return lay_out(tmp_path, [rows[0], overlapping, same], boxes)
+
+
+def lay_out(folder: Path, rows: list[list[str]], boxes: Boxes) -> Path:
+    """AVGN's layout of these pairs, and the list of their first clips."""
+    folder.mkdir(exist_ok=True)
+    (folder / "duet.csv").write_text("".join(",".join(r) + "\n" for r in rows))
+    (folder / "single.csv").write_text("".join(",".join(r[:2]) + "\n" for r in rows))
+    used = list(dict.fromkeys(k for r in rows for k in (r[0], r[2])))
     records = [{"file": k, "class": boxes[k][0], "bbox": boxes[k][1]} for k in used]
-    (tmp_path / "vggss.json").write_text(json.dumps(records))
+    (folder / "vggss.json").write_text(json.dumps(records))
     for n, key in enumerate(used):
-        write_picture(tmp_path / "media" / "frames" / f"{key}.jpg", 40 * n)
-        write_sound(tmp_path / "media" / "audio" / f"{key}.wav", n / 20)
-    return tmp_path
+        write_picture(folder / "media" / "frames" / f"{key}.jpg", 40 * n)
+        write_sound(folder / "media" / "audio" / f"{key}.wav", n / 20)
+    return folder
 
 
 def convert(folder: Path, *options: str, table: str = "duet.csv") -> int:

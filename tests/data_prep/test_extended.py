@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ HEADER = "video,audio,label\n"
 A, B, C, N = "aaaaaaaaaaa_000001", "bbbbbbbbbbb_000002", "ccccccccccc_000003", "nnnnnnnnnnn_000004"
 
 
-def test_extended_vggss(tmp_path: Path) -> None:
-    media = tmp_path / "media"
+def extended_vggss(media: Path, box: Sequence[float] = (0, 0, 0.5, 0.5)) -> list[str]:
+    """Three annotated clips, the first with this box, and four negatives, of which one has no sound; the options."""
     for n, id in enumerate((A, B, C)):
         write_picture(media / "frames" / f"{id}.jpg", 10 * n)
         write_sound(media / "audio" / f"{id}.wav", 0.1 * (n + 1))
@@ -29,10 +30,15 @@ def test_extended_vggss(tmp_path: Path) -> None:
     write_picture(media / "extend_frames" / f"{A}.jpg", 200)  # the archive's own copy, for negatives
     classes = {A: "dog", B: "dog", C: "cat"}
     boxes = [{"file": id, "class": label, "bbox": [[0, 0, 0.5, 0.5]]} for id, label in classes.items()]
+    boxes[0]["bbox"] = [list(box)]
     (media / "vggss.json").write_text(json.dumps(boxes))
     pairs = [(N, N), (A, B), (B, C), (C, "ddddddddddd_000005")]
     (media / "neg.csv").write_text(HEADER + "".join(f"{v},{a},non-sounding\n" for v, a in pairs))
-    options = ["--media", str(media), "--boxes", str(media / "vggss.json"), "--negatives", str(media / "neg.csv")]
+    return ["--media", str(media), "--boxes", str(media / "vggss.json"), "--negatives", str(media / "neg.csv")]
+
+
+def test_extended_vggss(tmp_path: Path) -> None:
+    options = extended_vggss(tmp_path / "media")
     out = tmp_path / "vggss_ext"
     assert vggss_ext.main([*options, "--out", str(tmp_path), "--jobs", "1"]) == 0
     data = EvalSet(out / "vggss_ext-test.json", SPEC)
@@ -62,8 +68,9 @@ def test_extended_vggss(tmp_path: Path) -> None:
     assert "1 mismatched negatives have the picture's own class" in " ".join(little.notes(out))
 
 
-def test_extended_flickr(tmp_path: Path) -> None:
-    test = tmp_path / "media" / "test"
+def extended_flickr(media: Path) -> list[str]:
+    """Two annotated pictures and two negatives; the options."""
+    test = media / "test"
     for id in ("11", "12"):
         write_xml(test / "Annotations" / f"{id}.xml", WORKED)
         write_picture(test / "frames" / f"{id}.jpg")
@@ -71,8 +78,11 @@ def test_extended_flickr(tmp_path: Path) -> None:
     write_sound(test / "extend_audio" / "13.wav", 0.13)
     (test / "list.csv").write_text("11\n12\n")
     (test / "neg.csv").write_text(HEADER + "11,12,non-sounding\n12,13,non-sounding")
-    options = ["--media", str(tmp_path / "media"), "--list", str(test / "list.csv")]
-    options += ["--negatives", str(test / "neg.csv"), "--out", str(tmp_path), "--jobs", "1"]
+    return ["--media", str(media), "--list", str(test / "list.csv"), "--negatives", str(test / "neg.csv")]
+
+
+def test_extended_flickr(tmp_path: Path) -> None:
+    options = [*extended_flickr(tmp_path / "media"), "--out", str(tmp_path), "--jobs", "1"]
     assert flickr_ext.main([*options, "--dry-run"]) == 0
     assert not (tmp_path / "flickr_ext").exists()
     assert flickr_ext.main([*options, "--as-published"]) == 0

@@ -11,10 +11,11 @@ from data_prep.flickr import main, read_list, read_xml
 from tests.data_prep.little import ANNOTATIONS, left_out, needs_annotations, notes, write_picture, write_sound
 
 SPEC = InputSpec(image_size=16, seconds=1.0)
-WORKED = [[(64, 32, 192, 224)], [(80, 48, 200, 240)], [(0, 0, 40, 40)]]  # fact sheet section 2.5
+People = list[list[tuple[int, ...]]]
+WORKED: People = [[(64, 32, 192, 224)], [(80, 48, 200, 240)], [(0, 0, 40, 40)]]  # fact sheet section 2.5
 
 
-def write_xml(path: Path, people: list[list[tuple[int, ...]]]) -> None:
+def write_xml(path: Path, people: People) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     tags = ("name", "xmin", "ymin", "xmax", "ymax")
     text = ""
@@ -28,9 +29,14 @@ def write_xml(path: Path, people: list[list[tuple[int, ...]]]) -> None:
 
 @pytest.fixture
 def media(tmp_path: Path) -> Path:
+    return acl_flickr(tmp_path / "media")
+
+
+def acl_flickr(media: Path) -> Path:
     """ACL-SSL's layout: 11 whole, 12 with a broken annotation, 13 without a sound, 14 with frames in a folder."""
-    test = tmp_path / "media" / "test"
-    for id, people in ((11, WORKED), (13, WORKED), (14, [[(0, 0, 300, 128)], []]), (3908875350, WORKED)):
+    test = media / "test"
+    drawn: dict[int, People] = {11: WORKED, 13: WORKED, 14: [[(0, 0, 300, 128)], []], 3908875350: WORKED}
+    for id, people in drawn.items():
         write_xml(test / "Annotations" / f"{id}.xml", people)
     (test / "Annotations" / "12.xml").write_text("<annotation><bbox>")
     for id in (11, 12, 13, 3908875350):
@@ -39,8 +45,8 @@ def media(tmp_path: Path) -> Path:
     write_picture(test / "frames" / "14" / "a.png", 50)
     for id in (11, 12, 14, 3908875350):
         write_sound(test / "audio" / f"{id}.wav")
-    (tmp_path / "media" / "list.csv").write_text('11,"dog, barking"\n12,0\n13,202\n14\n3908875350,0')
-    return tmp_path / "media"
+    (media / "list.csv").write_text('11,"dog, barking"\n12,0\n13,202\n14\n3908875350,0')
+    return media
 
 
 def convert(media: Path, out: Path, *more: str) -> int:
@@ -87,9 +93,9 @@ def test_the_official_archive_and_the_supervised_split(tmp_path: Path, capsys: p
     (media / "train.txt").write_text("22\n")
     assert convert(media, tmp_path, "--sup-train", str(media / "train.txt")) == 0
     assert left_out(tmp_path / "flickr") == {"flickr__23": "no annotation row for this annotation"}
-    for split, id in (("test", "21"), ("train", "22")):
+    for split, name in (("test", "21"), ("train", "22")):
         (record,) = EvalSet(tmp_path / "flickr" / f"flickr-{split}.json", SPEC).records
-        assert (record.id, record.split, record.audios[0].channels) == (id, split, 2)
+        assert (record.id, record.split, record.audios[0].channels) == (name, split, 2)
     with pytest.raises(SystemExit):
         convert(media, tmp_path, "--sup-train", str(media / "list.csv"))
     assert "1 ids are in" in capsys.readouterr().err

@@ -50,16 +50,21 @@ def release(tmp_path: Path) -> Path:
     rows = list(csv.reader(official(MIXED).open()))[:2]
     single = {r[0]: r[1] for r in csv.reader(official(SINGLE).open())}
     ids = [*list(single)[:3], *(r[2] for r in rows)]
-    (tmp_path / "single.csv").write_text("".join(f"{i},{single[i]}\n" for i in ids))
-    (tmp_path / "mixed.csv").write_text("\n".join(",".join(r) for r in rows))
-    media = tmp_path / "media"
+    return lay_out(tmp_path, {i: single[i] for i in ids}, rows)
+
+
+def lay_out(folder: Path, single: dict[str, str], mixed: list[list[str]]) -> Path:
+    """AVGN's layout of these samples, whose masks are `mask_of` their places, and of pairs of them."""
+    media = folder / "media"
     (media / "anno").mkdir(parents=True)
-    for n, i in enumerate(ids):
+    (folder / "single.csv").write_text("".join(f"{i},{label}\n" for i, label in single.items()))
+    (folder / "mixed.csv").write_text("\n".join(",".join(r) for r in mixed))
+    for n, i in enumerate(single):
         write_picture(media / "frames" / f"{i}.jpg", 40 * n)
         write_sound(media / "audio" / f"{i}.wav", (n + 1) / 10)
         (media / "anno" / f"{i}.pkl").write_bytes(pickle.dumps(mask_of(n) > 0, protocol=n))
     write_picture(media / "frames" / "sample9999.jpg", 0)
-    return tmp_path
+    return folder
 
 
 def options(folder: Path, table: str) -> list[str]:

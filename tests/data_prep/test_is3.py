@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,9 +40,15 @@ def release(tmp_path: Path) -> Path:
     chosen = [r for r in rows if Path(r["image"]).stem.rpartition("_")[0] in scenes]
     cut = [r for r in rows if Path(r["image"]).stem.startswith("parrot_ukulele_1635_")]
     assert len(chosen) + len(cut) == 8
-    media = tmp_path / "IS3"
-    (tmp_path / "list.json").write_text(json.dumps(chosen + cut))
-    for n, row in enumerate(chosen + cut):
+    return lay_out(tmp_path, chosen + cut)
+
+
+def lay_out(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """SSLalignment's layout of these rows, and a picture that has none; ukuleles are mute."""
+    media = folder / "IS3"
+    media.mkdir(parents=True)
+    (folder / "list.json").write_text(json.dumps(rows))
+    for n, row in enumerate(rows):
         stem = Path(row["image"]).stem
         write_picture(media / "images" / f"{stem}.jpg", 10 * n)
         if not stem.endswith("_ukulele"):
@@ -51,7 +58,7 @@ def release(tmp_path: Path) -> Path:
         (media / "gt_segmentation").mkdir(exist_ok=True)
         mask.save(media / "gt_segmentation" / f"{stem}.jpg", quality=60)
     write_picture(media / "images" / "nobody_knows_1_this.jpg", 0)
-    return tmp_path
+    return folder
 
 
 def convert(folder: Path, *options: str) -> int:

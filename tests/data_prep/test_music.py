@@ -4,6 +4,7 @@ import csv
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,14 +94,25 @@ ROWS = [
 
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
+    return lay_out(tmp_path)
+
+
+def lay_out(folder: Path) -> Path:
     """Forty seconds whose samples tell the second that they are of."""
-    (tmp_path / "solo.json").write_text(json.dumps(ROWS))
     for n, row in enumerate(ROWS):
-        write_picture(tmp_path / "media" / "frames" / f"{row['file']}.jpg", 50 * n)
-    write_sound(tmp_path / "media" / "audio" / "-_-TDDxoaAc.wav")
+        write_picture(folder / "media" / "frames" / f"{row['file']}.jpg", 50 * n)
+    (folder / "solo.json").write_text(json.dumps(ROWS))
+    write_sound(folder / "media" / "audio" / "-_-TDDxoaAc.wav")
     wave = np.repeat(np.arange(40) / 50, 16000)
-    soundfile.write(tmp_path / "media" / "audio" / "-_-TDDxoaAc.wav", wave, 16000, subtype="PCM_16")
-    return tmp_path
+    soundfile.write(folder / "media" / "audio" / "-_-TDDxoaAc.wav", wave, 16000, subtype="PCM_16")
+    return folder
+
+
+def add_duet(folder: Path, row: dict[str, Any]) -> None:
+    """The list, picture and sound of a row of ``music_duet.json``."""
+    (folder / "duet.json").write_text(json.dumps([row]))
+    write_picture(folder / "media" / "frames" / f"{row['file']}.jpg", 77)
+    write_sound(folder / "media" / "audio" / f"{row['file'][:11]}.wav", 0.5, seconds=12)
 
 
 def options(folder: Path, table: str, *more: str) -> list[str]:
@@ -147,11 +159,8 @@ def test_solo_as_published(release: Path) -> None:
 
 
 def test_duet(release: Path) -> None:
-    row = read_rows(official(DUET), 2)[0]
     raw = json.loads(official(DUET).read_text())[:1]
-    (release / "duet.json").write_text(json.dumps(raw))
-    write_picture(release / "media" / "frames" / f"{row.key}.jpg", 77)
-    write_sound(release / "media" / "audio" / f"{row.video}.wav", 0.5, seconds=12)
+    add_duet(release, raw[0])
     assert music_duet.main(options(release, "duet.json")) == 0
     data = read(release, "music_duet")
     (record,) = data.records

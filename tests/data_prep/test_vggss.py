@@ -25,10 +25,13 @@ CLIPS = {
 
 @pytest.fixture
 def media(tmp_path: Path) -> Path:
+    return loose_vggss(tmp_path / "media")
+
+
+def loose_vggss(folder: Path) -> Path:
     """The second clip is spelled in milliseconds, the third has no sound, and a fourth no annotation."""
-    folder = tmp_path / "media"
     rows = [{"file": id, "class": f"class {i}", "bbox": boxes} for i, (id, boxes) in enumerate(CLIPS.items())]
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "vggss.json").write_text(json.dumps(rows))
     for name in ("-abcdefghi0_000030", "_bc_efghi_1_107000_117000", "cdefghijkl2_000000", "defghijklm3_000001"):
         write_picture(folder / "frames" / f"{name}.jpg")
@@ -42,11 +45,14 @@ def convert(media: Path, out: Path, *more: str) -> int:
     return main([*common, *more])
 
 
-def test_loose_media_become_the_set(media: Path, tmp_path: Path) -> None:
+def heard_and_unheard(media: Path) -> list[str]:
     (media / "heard.csv").write_text('-abcdefghi0_000030,"class, 0"')
     (media / "unheard.csv").write_text("_bc_efghi_1_000107")
-    lists = ["--heard", str(media / "heard.csv"), "--unheard", str(media / "unheard.csv")]
-    assert convert(media, tmp_path, *lists) == 0
+    return ["--heard", str(media / "heard.csv"), "--unheard", str(media / "unheard.csv")]
+
+
+def test_loose_media_become_the_set(media: Path, tmp_path: Path) -> None:
+    assert convert(media, tmp_path, *heard_and_unheard(media)) == 0
     data = EvalSet(tmp_path / "vggss" / "vggss-test.json", SPEC)
     found = {r.id: (r, data[i].truth) for i, r in enumerate(data.records)}
     assert set(found) == {"-abcdefghi0_000030", "_bc_efghi_1_000107"}

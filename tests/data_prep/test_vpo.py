@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,16 +51,21 @@ def release(tmp_path: Path) -> Path:
     rows = json.loads(official("vpo/vpo_ms_bbox.json").read_text())
     groups = Counter(Path(r["image"]).stem.partition("_")[0] for r in rows)
     wanted = {next(g for g, n in groups.items() if n == size) for size in (1, 3, 5)} | {"000000261323"}
-    chosen = [r for r in rows if Path(r["image"]).stem.partition("_")[0] in wanted]
-    (tmp_path / "list.json").write_text(json.dumps(chosen))
-    for n, row in enumerate(chosen):
+    return lay_out(tmp_path, [r for r in rows if Path(r["image"]).stem.partition("_")[0] in wanted])
+
+
+def lay_out(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """SSLalignment's layout of these rows."""
+    media = folder / "media"
+    (media / "gray_masks").mkdir(parents=True)
+    (folder / "list.json").write_text(json.dumps(rows))
+    for n, row in enumerate(rows):
         stem = Path(row["image"]).stem
-        write_picture(tmp_path / "media" / "visual_frames" / f"{stem}.jpg", 20 * n)
-        write_sound(tmp_path / "media" / "audio_wav" / f"{stem}.wav", n / 20)
+        write_picture(media / "visual_frames" / f"{stem}.jpg", 20 * n)
+        write_sound(media / "audio_wav" / f"{stem}.wav", n / 20)
         mask = Image.fromarray((255 * rectangle(*map(int, row["gt_box"]))).astype(np.uint8))
-        (tmp_path / "media" / "gray_masks").mkdir(exist_ok=True)
-        mask.save(tmp_path / "media" / "gray_masks" / f"{stem}.jpg", quality=90)
-    return tmp_path
+        mask.save(media / "gray_masks" / f"{stem}.jpg", quality=90)
+    return folder
 
 
 def convert(folder: Path, *options: str) -> int:
