@@ -269,30 +269,44 @@ def world(out: Path = Path("data"), splits: list[str] | None = None, videos: int
 
 
 def bench_step(
-    method: Literal["acl", "souple"] = "souple",
-    batch_size: int = 8,
+    method: Literal["acl", "souple", "gavs"] = "souple",
+    batch_size: int | None = None,
     full_size: bool = False,
     steps: int = 3,
     precision: Literal["32", "bf16"] = "32",
     recompute: bool = False,
     compile: bool = False,
+    stored: bool = False,
     json: bool = False,
 ) -> None:
-    """Time, memory and FLOPs of a training step against the passes that it cannot do without.
+    """Time, memory and FLOPs of a training step.
+
+    ACL and SOUPLE against the passes that the step cannot do without; GAVS against its release's way, a loop that feeds
+    the same frames one by one.
 
     Args:
         method: whose step.
-        batch_size: samples of the step, B.
+        batch_size: samples of the step; 8 by default, 16 frames of GAVS.
         full_size: the published sizes with random weights instead of the embedded world's.
         steps: timed repetitions; the median is printed.
         precision: of the autocast.
-        recompute: recompute the decoder in backward.
-        compile: compile the vision tower.
+        recompute: recompute the decoder in backward (ACL and SOUPLE).
+        compile: compile the vision tower (ACL and SOUPLE).
+        stored: the image encoder's frozen part comes from stored features (GAVS).
         json: print one JSON object.
     """
     from avloc.bench.step import measure_step, print_result
 
-    print_result(measure_step(method, batch_size, full_size, steps, precision, recompute, compile), json)
+    if method == "gavs":
+        if recompute or compile:
+            raise UsageError("bench step --method gavs has neither --recompute nor --compile. Leave them out.")
+        from avloc.bench.gavs import measure_gavs
+
+        print_result(measure_gavs(batch_size or 16, full_size, steps, precision, stored), json)
+        return
+    if stored:
+        raise UsageError(f"bench step --stored is for gavs; {method} stores no features. Leave it out.")
+    print_result(measure_step(method, batch_size or 8, full_size, steps, precision, recompute, compile), json)
 
 
 def bench_loader(

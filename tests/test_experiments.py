@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from avloc.data.module import converter, named_split
+from avloc.evaluation.benchmarks import BENCHMARKS, benchmark
+from avloc.evaluation.protocols import protocol
 from avloc.experiment import ExperimentCLI
 from avloc.report.published import Reference, find
 from avloc.world import write_world
-from tests.methods.tiny import tiny_files
+from tests.methods.tiny import avs_clip, avs_set, tiny_files, tiny_sam_files
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 EXPERIMENTS = sorted(p.stem for p in FOLDER.glob("*.yaml") if "model" in yaml.safe_load(p.read_text()))
@@ -33,6 +37,10 @@ def test_the_rows_of_the_papers_are_there() -> None:
     }
     wanted |= {"souple_ensemble", "souple_heard110", "acl_ssl", "quickstart"}
     wanted |= {f"souple_ctx4_pos{p}" for p in range(1, 6)}
+    wanted |= {"gavs", "gavs_released", "gavs_world", "gavs_v1s", "gavs_v2", "gavs_vggss"}
+    wanted |= {f"gavs_v3_{k}shot" for k in (0, 1, 3, 5)} | {f"gavs_{p}pct" for p in (10, 30, 50)}
+    wanted |= {f"gavs_{row}_{part}" for row in ("audio_sam", "sam_fusion") for part in ("v1s", "v1m", "v2")}
+    wanted |= {"tpavi_v1s", "tpavi_v1m", "tpavi_world"}
     assert wanted <= set(EXPERIMENTS)
 
 
@@ -50,40 +58,155 @@ def test_the_comment_prints_the_published_numbers(name: str) -> None:
         assert value.printed in head
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("small")
-    write_world(folder / "world", "train", scenes=8)
-    write_world(folder / "world", "single", scenes=4)
-    return folder, tiny_files(folder)
-
-
 @pytest.mark.parametrize("name", EXPERIMENTS)
+def test_its_sets_are_known_and_what_it_monitors_is_logged(name: str) -> None:
+    settings = content(name)
+    data = settings["data"]
+    chosen = settings.get("evaluator", {}).get("protocols", {})
+    for tested in data.get("test", []):
+        assert tested in BENCHMARKS or tested in chosen, f"{tested} is scored as an unknown set"
+    for named in [data.get("train"), *data.get("val", []), *data.get("test", [])]:
+        dataset = named_split(named, "")[0] if named else "world"
+        assert dataset == "world" or (FOLDER.parent / "data_prep" / f"{converter(dataset)}.py").is_file(), dataset
+    monitor = settings.get("checkpoint", {}).get("monitor")
+    if monitor is None:
+        return
+    scored = next(v for v in data["val"] if monitor.startswith(f"val/{v}/"))
+    protocols = benchmark(scored, chosen.get(scored)).protocols
+    *under, metric = monitor.removeprefix(f"val/{scored}/").split("/")
+    read = protocol("/".join(under) or protocols[0])
+    assert read.name in protocols
+    assert bool(under) == (read.name != protocols[0])  # the first protocol's numbers have no prefix
+    assert metric in (read.headline, "ciou", "auc")
+
+
+class Parsed(ExperimentCLI):
+    """Reads a configuration, and stops there."""
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+PARTS = ("adapter_v", "norm1", "norm2", "adapter_tf", "audio_proj", "cue", "noise", "fusion")  # of GAVS
+
+
+def learned_by_gavs(options: dict[str, Any]) -> set[str]:
+    own = {
+        "published": {"adapter_tf", "cue", "noise"},
+        "released": {"adapter_tf"},
+        "audio_sam": set(),
+        "sam_fusion": {"fusion"},
+    }
+    encoder = set() if options["tune_v"] is None else {"adapter_v", "norm1", "norm2"}
+    return own[options["design"]] | encoder | {"audio_proj"}
+
+
+# What each method learns: the tensors' module in the network, of GAVS the innermost one.
+EXPECTED: dict[str, Any] = {
+    "ACL": lambda options: {"audio_proj", "masker_i"},
+    "SOUPLE": lambda options: {"audio_proj", "masker_i", "meta_net", "V"},
+    "GAVS": learned_by_gavs,
+    "TPAVI": lambda options: (
+        {"encoder", *(f"conv{i}" for i in (1, 2, 3, 4)), *(f"path{i}" for i in (1, 2, 3, 4))}
+        | {"output_conv", *(f"tpavi_b{i}" for i in (1, 2, 3, 4))}
+    ),
+}
+
+
+def kind(name: str) -> str:
+    return content(name)["model"]["class_path"].rpartition(".")[2]
+
+
+def designs() -> list[str]:
+    """Of the experiments that differ in data alone, one each."""
+    found = {}
+    for name in EXPERIMENTS:
+        if kind(name) in EXPECTED:
+            given = content(name)["model"].get("init_args", {})
+            key = [kind(name), given, content(name)["data"].get("truth_size")]
+            found.setdefault(yaml.safe_dump(key), name)
+    return sorted(found.values())
+
+
+@pytest.mark.parametrize("name", sorted(set(EXPERIMENTS) - set(designs())))
 @pytest.mark.filterwarnings("ignore")
-def test_every_experiment_takes_a_step(name: str, small: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    folder, tiny = small
-    args = ["fit", "-c", str(FOLDER / f"{name}.yaml"), f"--data.root={folder}", "--data.train=world:train"]
-    args += ["--data.val=[]", "--data.test=['world:single']", "--data.num_workers=0", "--data.batch_size=4"]
+def test_the_others_are_parsed_as_they_are(name: str) -> None:
+    settings = Parsed.run(["fit", "-c", str(FOLDER / f"{name}.yaml")]).settings
+    assert settings.experiment == name
+    assert settings.data.train == content(name)["data"].get("train")
+    assert content(name)["model"].get("init_args", {}).keys() <= vars(settings.model.init_args).keys()
+
+
+def learned_parts(model: Any) -> set[str]:
+    keys = [k.split(".") for k in model.learned_keys()]
+    assert {k[0] for k in keys} == {"network"}
+    return {next(p for p in PARTS if p in k) if type(model).__name__ == "GAVS" else k[1] for k in keys}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """Miniature sets under the names that the YAMLs have for them, and arguments of tiny weights by method."""
+    folder = tmp_path_factory.mktemp("small")
+    for split in ("train", "train_masks_heard", "single"):
+        write_world(folder / "world", split, scenes=8)
+    of_masks = [content(name)["data"] for name in EXPERIMENTS if content(name)["data"].get("truth")]
+    for named in {d["train"] for d in of_masks} | {v for d in of_masks for v in d["val"]}:
+        dataset, split = named_split(named, "train")
+        if dataset != "world":
+            clips = [avs_clip(i, frames=10 if "v2" in dataset else 5) for i in range(4)]
+            avs_set(folder, dataset, split, clips, per_shard=4)
+    sam = tiny_sam_files(folder)
+    resnet = {"layers": [1, 1, 1, 1], "channels": [4, 4, 6, 8], "stem_width": 4}
+    tpavi = {"encoder": "resnet18", "encoder_options": resnet, "encoder_weights": "random", "vggish": sam["vggish"]}
+    tpavi |= {"channels": 8, "head": [4, 4], "image_size": 64}
+    towers = tiny_files(folder)
+    return folder, {"ACL": towers, "SOUPLE": towers, "GAVS": sam, "TPAVI": tpavi}
+
+
+def fit(name: str, small: tuple[Path, dict[str, dict[str, Any]]], *more: str) -> ExperimentCLI:
+    """The YAML with tiny weights, on one process; supervised methods on the sets that it names."""
+    tiny = {} if name in ("gavs_world", "tpavi_world") else small[1][kind(name)]  # these two are small as they are
+    if content(name)["model"]["init_args"].get("tune_v") == 9:  # of 12 blocks
+        tiny = tiny | {"tune_v": 2}  # of 4
+    args = ["fit", "-c", str(FOLDER / f"{name}.yaml"), f"--data.root={small[0]}"]
+    args += ["--data.num_workers=0", "--data.batch_size=4", "--data.eval_batch_size=4"]
     args += [f"--model.init_args.{k}={list(v) if isinstance(v, tuple) else v}" for k, v in tiny.items()]
-    args += [
-        "--trainer.max_steps=1",
-        "--trainer.accelerator=cpu",
-        "--trainer.precision=32-true",
-        "--trainer.logger=false",
-    ]
-    args += [
-        f"--trainer.default_root_dir={tmp_path}",
-        "--trainer.enable_progress_bar=false",
-        "--checkpoint.monitor=null",
-    ]
-    args += [
-        "--trainer.enable_model_summary=false",
-        f"--checkpoint.dirpath={tmp_path}",
-        f"--resume.dirpath={tmp_path}",
-    ]
-    run = ExperimentCLI.run(args)
+    args += ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
+    args += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    return ExperimentCLI.run([*args, *more])
+
+
+@pytest.mark.parametrize("name", designs())
+@pytest.mark.filterwarnings("ignore")
+def test_every_design_takes_a_step(name: str, small: tuple[Path, dict[str, dict[str, Any]]], tmp_path: Path) -> None:
+    args = ["--data.val=[]", "--data.test=['world:single']", "--start_from=null"]
+    if not content(name)["data"].get("truth"):
+        args += ["--data.train=world:train"]
+    args += ["--trainer.max_steps=1", "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}"]
+    args += ["--checkpoint.monitor=null", f"--checkpoint.dirpath={tmp_path}", f"--resume.dirpath={tmp_path}"]
+    run = fit(name, small, *args)
     assert run.trainer.global_step == 1
     assert run.settings.experiment == name
-    learned = {k.split(".")[1] for k in run.model.learned_keys()}
-    own = {"meta_net", "V"} if "SOUPLE" in type(run.model).__name__ else set()
-    assert learned == {"audio_proj", "masker_i"} | own
+    assert learned_parts(run.model) == EXPECTED[kind(name)](content(name)["model"]["init_args"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_few_shots_go_on_from_the_zero_shot_run(
+    small: tuple[Path, dict[str, dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch, its validation and the model that it chooses, all where the YAMLs say; then that model as the start."""
+    monkeypatch.chdir(tmp_path)
+    epoch = ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", "--trainer.max_epochs=1"]
+    fit("gavs_v3_0shot", small, *epoch)
+    start = Path(content("gavs_v3_1shot")["start_from"])
+    stored = torch.load(start, weights_only=True)
+    stored["state_dict"]["network.noise"] += 3
+    torch.save(stored, start)
+    run = fit("gavs_v3_1shot", small, *epoch)
+    moved = run.model.network.noise - stored["state_dict"]["network.noise"]
+    assert moved.abs().max() < 2e-3  # a step at 1e-3
+    metrics = run.trainer.callback_metrics
+    assert content("gavs_v3_1shot")["checkpoint"]["monitor"] in metrics

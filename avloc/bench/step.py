@@ -7,6 +7,8 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -21,7 +23,18 @@ from avloc.methods.acl import ACL
 from avloc.methods.souple import SOUPLE
 from avloc.types import AVBatch
 
-__all__ = ["Result", "build", "measure_step", "print_result", "random_batch", "unavoidable_passes"]
+__all__ = [
+    "Result",
+    "build",
+    "count_flops",
+    "measure_step",
+    "named",
+    "peak_of",
+    "print_result",
+    "random_batch",
+    "seconds",
+    "unavoidable_passes",
+]
 
 Result = dict[str, float | int | str]
 
@@ -104,13 +117,8 @@ def measure_step(
         optimizer.zero_grad()
         autocast(lambda: unavoidable_passes(model, batch))
 
-    step()  # warms up; the peak below is a step's
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    step()  # warms up
+    peak = peak_of(step, device)
     unavoidable()
     times = [(seconds(step, device), seconds(unavoidable, device)) for _ in range(steps)]
     step_s, unavoidable_s = (statistics.median(t) for t in zip(*times, strict=True))
@@ -120,7 +128,7 @@ def measure_step(
         "batch_size": batch_size,
         "size": "full" if full_size else "world",
         "precision": precision,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "device": named(device),
         "step_s": step_s,
         "unavoidable_s": unavoidable_s,
         "time_ratio": step_s / unavoidable_s,
@@ -130,6 +138,29 @@ def measure_step(
         "samples_per_s": batch_size / step_s,
         "peak_bytes": peak,
     }
+
+
+def named(device: torch.device) -> str:
+    return torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def peak_of(run: Callable[[], None], device: torch.device) -> int:
+    """Bytes: CUDA's peak during ``run``, or the process's resident memory at its highest.
+
+    Linux forgets earlier peaks of a process when it is asked to; elsewhere this is the highest since the process began.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    run()
+    try:
+        (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def seconds(run: Callable[[], None], device: torch.device) -> float:

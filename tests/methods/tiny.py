@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+import soundfile
 import torch
+from PIL import Image
 
 from avloc.backbones.beats import BEATs, BEATsConfig
 from avloc.backbones.clipseg import CLIPSeg
+from avloc.backbones.sam import SAM, TINY
 from avloc.backbones.tokens import train_world_tokenizer
+from avloc.backbones.vggish import VGGish, VGGishConfig
+from avloc.data.schema import Audio, Frame, Record, Sample, Target
+from avloc.data.shards import write_shards
 from avloc.types import AVBatch
 
 SIDE, SECONDS = 32, 0.5
@@ -71,3 +80,61 @@ def tiny_files(folder: Path) -> dict[str, object]:
         "image_size": SIDE,
         "seconds": SECONDS,
     }
+
+
+def tiny_sam_files(folder: Path, seed: int = 0) -> dict[str, str]:
+    """Weight sources of GAVS: a SAM of 64 pixels and 4 blocks, and a VGGish, written to ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    SAM(TINY).save_world(folder / "sam.safetensors")
+    VGGish(VGGishConfig((4, 4, 8, 8), 16, 128)).save_world(folder / "vggish.safetensors")
+    return {name: f"file:{folder / name}.safetensors" for name in ("sam", "vggish")}
+
+
+def avs_clip(i: int, frames: int = 5, seconds: float = 5.0, empty: bool = False, tags: tuple[str, ...] = ()) -> Sample:
+    """A video as AVSBench's converters write it: a wide picture and a mask for each second, one sound.
+
+    Args:
+        i: number of the video.
+        frames: seconds with a picture.
+        seconds: length of the sound.
+        empty: the masks hold nothing.
+        tags: of the record.
+    """
+    rng = np.random.default_rng(i)
+    members = {"a0.wav": encoded(0.3 * rng.standard_normal(round(16000 * seconds)))}
+    for k in range(frames):
+        members[f"f{k}.jpg"] = picture(rng.integers(0, 256, (36, 64, 3)).astype(np.uint8), "JPEG")
+        mask = np.zeros((36, 64), bool)
+        mask[8:24, 4 * k + i % 8 : 4 * k + i % 8 + 20] = not empty
+        members[f"m.f{k}.t0.png"] = picture(mask, "PNG")
+    record = Record(
+        "avs",
+        f"v{i:03d}",
+        tags=list(tags),
+        video=f"v{i:03d}",
+        frames=[Frame(f"f{k}.jpg", 64, 36, t=k, annotated=True) for k in range(frames)],
+        audios=[Audio("a0.wav", duration=seconds, rate=16000)],
+        targets=[Target(0, "dog", audio=0, masks=[f"m.f{k}.t0.png" for k in range(frames)])],
+        map_rule="mask",
+    )
+    return Sample(record, members)
+
+
+def avs_set(root: Path, dataset: str, split: str, clips: Iterable[Sample], per_shard: int = 3) -> Path:
+    """The index of ``<root>/<dataset>/<dataset>-<split>.json``, after its shards of a few clips each are written."""
+    report = write_shards(root / dataset, dataset, split, clips, records_per_shard=per_shard)
+    assert report.index is not None
+    return report.index
+
+
+def encoded(wave: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, wave, 16000, format="WAV", subtype="PCM_16")
+    return out.getvalue()
+
+
+def picture(pixels: np.ndarray, format: str) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format)
+    return out.getvalue()
