@@ -110,12 +110,13 @@ def stored_folder(index: Path | str, name: str) -> Path:
 
 
 def made_by(method: Storable) -> dict[str, str]:
-    """What a person can compare of two methods whose cache keys differ."""
+    """What a person can compare of two methods whose cache keys differ. A method adds to it by ``recipe``, a dict."""
     spec = method.input_spec
     told = {"method": f"{type(method).__module__}.{type(method).__qualname__}"}
     for name, file in getattr(method, "frozen_files", {}).items():
         told[f"{name} weights"] = f"{file.source} (sha256 {file.sha256[:12] or 'none'})"
-    return told | {f: str(getattr(spec, f)) for f in ("image_size", "resize", "interpolation", "frames", "duet")}
+    told |= {f: str(getattr(spec, f)) for f in ("image_size", "resize", "interpolation", "frames", "duet")}
+    return told | getattr(method, "recipe", {})
 
 
 def store_name(method: Storable) -> str:

@@ -18,6 +18,8 @@ robust             as single, and each picture again under silence, noise and a 
 semantic           one to three of the objects sound: a map of their classes (class + 1), and a mask of each
 duet               two pictures side by side, an object sounds in each
 pairs              every picture twice, each time with the sound of another of its objects
+crowd              four or five smaller objects, two of them sound: two sounds, two masks
+val_crowd          the same, for choosing a model
 =================  ====================================================================================
 """
 
@@ -53,11 +55,14 @@ MISMATCHES = ("mismatch", "silence", "noise")  # of the extended benchmarks
 
 @dataclass(frozen=True)
 class Split:
-    """Number of scenes of a split, the classes in its pictures, and its own seed."""
+    """Number of scenes of a split, its own seed, the classes in its pictures, the least and most objects of one, and
+    their size as a share of the usual one."""
 
     scenes: int
     seed: int
     classes: tuple[int, ...] = tuple(range(len(NAMES)))
+    objects: tuple[int, int] = (2, 3)
+    scale: float = 1.0
 
 
 SPLITS = {
@@ -77,6 +82,8 @@ SPLITS = {
     "duet": Split(150, 24),
     "train_masks": Split(2000, 25),
     "train_masks_heard": Split(2000, 26, HEARD),
+    "crowd": Split(200, 27, objects=(4, 5), scale=0.75),
+    "val_crowd": Split(100, 28, objects=(4, 5), scale=0.75),
 }
 
 
@@ -125,7 +132,8 @@ def samples(split: str, scenes: int | None = None, seed: int = 0) -> Iterator[Sa
     total = spec.scenes if scenes is None else scenes
     for start in range(0, total, 250):
         count = min(250, total - start)
-        drawn = sample_scenes(rng, count * 2 if split == "duet" else count, classes=spec.classes)
+        drawn = sample_scenes(rng, count * 2 if split == "duet" else count, spec.objects, spec.classes)
+        drawn.pose[..., 2] *= spec.scale
         image, mask = render(drawn, SIZE)
         for i in range(count):
             if split == "duet":
@@ -149,7 +157,7 @@ def scene_samples(
     elif split == "semantic":
         sounding = list(range(int(rng.integers(1, len(labels) + 1))))
         yield semantic_sample(rng, picture, labels, sounding, image, mask)
-    elif split == "mixture":
+    elif split in ("mixture", "crowd", "val_crowd"):
         yield world_sample(rng, split, picture, labels, [0, 1], image, mask)
     elif split == "pairs":
         for k in (0, 1):

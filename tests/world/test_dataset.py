@@ -83,6 +83,21 @@ def test_mixtures_have_two_sounds_for_two_masks() -> None:
     assert len({t.class_id for t in sample.record.targets}) == 2
 
 
+@pytest.mark.parametrize("split", ["crowd", "val_crowd"])
+def test_in_a_crowd_two_of_four_or_five_sound(split: str) -> None:
+    counts = set()
+    for sample in samples(split, scenes=40):
+        record = sample.record
+        assert record.split == split
+        assert [(t.audio, t.masks) for t in record.targets] == [(0, ["m.f0.t0.png"]), (1, ["m.f0.t1.png"])]
+        assert len({t.class_id for t in record.targets}) == 2
+        first, second = (decode(sample.members, t.masks[0]) for t in record.targets)
+        assert not (first & second).any()
+        assert min(first.mean(), second.mean()) > 0.002  # neither is hidden
+        counts.add(record.text["image"].count(" and ") + 1)
+    assert counts == {4, 5}
+
+
 @pytest.mark.parametrize("split", ["negative", "val_negative"])
 def test_negatives_name_nothing_in_the_picture(split: str) -> None:
     kinds = []

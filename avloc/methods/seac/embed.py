@@ -6,8 +6,8 @@ masks. All of it is frozen, so it is computed once per frame and stored.
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avloc.backbones.openclip import OpenCLIP, normalise
-from avloc.weights import WeightFile
 
 __all__ = ["Mixture", "blur", "crops", "frames", "tight_boxes"]
 
@@ -25,7 +24,7 @@ BICUBIC = -0.5  # Keys' parameter, as in Pillow
 
 @dataclass(frozen=True)
 class Mixture:
-    """Readings of the mask embedding. Every one of them changes what is stored: it is part of `recipe`.
+    """Readings of the mask embedding. Stored features depend on every one of them.
 
     Args:
         lambda_local: weight of the crop, the frame has the rest. Paper: 0.6, tried in steps of 0.2.
@@ -34,24 +33,32 @@ class Mixture:
         crop: the mask's tight box is ``stretched`` to CLIP's square, or padded with black to a ``square`` first; not
             stated. CLIP's own centre crop would cut objects off.
         scale: the two embeddings are mixed as they are (``raw``) or each at length 1 (``unit``); not stated.
+        parts: keep the two embeddings instead of their mixture: twice the space, but one store serves every
+            ``lambda_local``.
+
+    Raises:
+        ValueError: ``lambda_local`` outside of [0, 1].
     """
 
     lambda_local: float = 0.6
     blur_sigma: float = 100.0
     crop: Literal["stretched", "square"] = "stretched"
     scale: Literal["raw", "unit"] = "raw"
+    parts: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.lambda_local <= 1:
             raise ValueError(f"SeAC: lambda_local is a share from 0 to 1, got {self.lambda_local:g}.")
 
-    def recipe(self, clip: WeightFile) -> str:
-        """What features depend on beside picture and mask, as one line of JSON; equal where features may be mixed."""
-        return json.dumps({"clip": clip.source, "sha256": clip.sha256[:16], **asdict(self)}, sort_keys=True)
+    @property
+    def recipe(self) -> dict[str, str]:
+        """What stored features depend on."""
+        told = {f"mixture.{name}": str(value) for name, value in asdict(self).items()}
+        return {k: v for k, v in told.items() if not (self.parts and k == "mixture.lambda_local")}
 
     @torch.no_grad()
-    def embed(self, clip: OpenCLIP, image: Tensor, masks: Tensor, chunk: int = 32) -> Tensor:
-        """f_n of every mask of a picture.
+    def embed(self, clip: OpenCLIP, image: Tensor, masks: Tensor, chunk: int = 32) -> dict[str, Tensor]:
+        """Every mask of a picture as CLIP sees it.
 
         Args:
             clip: frozen.
@@ -60,20 +67,27 @@ class Mixture:
             chunk: masks that are worked on together.
 
         Returns:
-            float32 ``[n, D]``.
+            float32 ``[n, D]``: ``features``, f_n of equation 1; or ``local`` and ``whole`` with ``parts``.
         """
-        pixels, side = image.float(), clip.image_size
-        blurred = blur(pixels, self.blur_sigma) if self.lambda_local < 1 else pixels
-        parts = []
-        for some in masks.split(chunk):
-            f = torch.zeros((), device=image.device)
-            if self.lambda_local > 0:
-                local = crops(pixels, some, side, square=self.crop == "square")
-                f = f + self.lambda_local * self._look(clip, local)
-            if self.lambda_local < 1:
-                f = f + (1 - self.lambda_local) * self._look(clip, frames(pixels, blurred, some, side))
-            parts.append(f)
-        return torch.cat(parts)
+        pixels, side, share = image.float(), clip.image_size, self.lambda_local
+        local = whole = torch.zeros(len(masks), clip.width, device=image.device)
+        if self.parts or share > 0:
+            square = self.crop == "square"
+            seen = (crops(pixels, some, side, square) for some in masks.split(chunk))
+            local = torch.cat([self._look(clip, x) for x in seen])
+        if self.parts or share < 1:
+            blurred = blur(pixels, self.blur_sigma)
+            seen = (frames(pixels, blurred, some, side) for some in masks.split(chunk))
+            whole = torch.cat([self._look(clip, x) for x in seen])
+        parts = {"local": local, "whole": whole}
+        return parts if self.parts else {"features": self.mixed(parts)}
+
+    def mixed(self, embedded: Mapping[str, Tensor]) -> Tensor:
+        """f_n ``[..., D]`` of what `embed` gave; of parts, float32."""
+        if "features" in embedded:
+            return embedded["features"]
+        share = self.lambda_local
+        return share * embedded["local"].float() + (1 - share) * embedded["whole"].float()
 
     def _look(self, clip: OpenCLIP, image: Tensor) -> Tensor:
         f = clip.encode_image(normalise(image)).float()

@@ -1,4 +1,4 @@
-"""Stage one and CLIP for pictures: what `data_prep.seac_masks` stores, and what pictures without stored masks need."""
+"""Stage one and CLIP for pictures: what is stored once per frame, and what pictures without stored masks need."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from avloc.backbones.openclip import OpenCLIP
+from avloc.backbones.proposals import Proposals
 from avloc.methods.seac.embed import Mixture
 from avloc.methods.seac.segment import Segmentation, at_side
-from avloc.methods.seac.stored import StoredMasks
+from avloc.methods.seac.stored import PictureMasks
 
 __all__ = ["MaskMaker"]
 
@@ -43,28 +44,20 @@ class MaskMaker:
         self.segment = segmentation.load(device)
         self.mixture, self.clip, self.device, self.side, self.chunk = mixture, clip, device, side, chunk
 
-    @property
-    def recipe(self) -> str:
-        """What the features depend on."""
-        return self.mixture.recipe(self.clip.file)
-
     @torch.inference_mode()
-    def __call__(self, images: Sequence[Tensor], names: Sequence[str]) -> list[StoredMasks]:
-        """Masks of pictures uint8 ``[3, H, W]`` RGB of any sizes, with bits; ``names`` see `Segmenter`."""
-        made = []
-        for image, found in zip(images, self.segment(images, names), strict=True):
-            assert found.masks is not None
-            image = image.to(self.device)
-            features = self.mixture.embed(self.clip, image, found.masks, self.chunk)
-            frame = torch.tensor([image.shape[2], image.shape[1]] * 2, device=found.boxes.device)
-            small = at_side(found.masks, self.side).cpu().numpy()
-            made.append(
-                StoredMasks(
-                    features.cpu().numpy().astype(np.float16),
-                    (found.boxes / frame).cpu().numpy(),
-                    found.scores.cpu().numpy().astype(np.float16),
-                    np.packbits(small, axis=2),
-                    self.side,
-                )
-            )
-        return made
+    def __call__(self, images: Sequence[Tensor], names: Sequence[str], strict: bool = True) -> list[PictureMasks]:
+        """Masks of pictures uint8 ``[3, H, W]`` RGB of any sizes; ``names`` and ``strict`` see `Segmenter`.
+
+        In float32 under any autocast, so that they are what is stored.
+        """
+        with torch.autocast(torch.device(self.device).type, enabled=False):
+            found = self.segment(images, names, strict)
+            return [self.embedded(image.to(self.device), one) for image, one in zip(images, found, strict=True)]
+
+    def embedded(self, image: Tensor, found: Proposals) -> PictureMasks:
+        """One picture's masks with their features."""
+        assert found.masks is not None
+        features = self.mixture.embed(self.clip, image, found.masks, self.chunk)
+        frame = torch.tensor([image.shape[2], image.shape[1]] * 2, device=found.boxes.device)
+        small = at_side(found.masks, self.side).cpu().numpy()
+        return PictureMasks(features, found.boxes / frame, found.scores, np.packbits(small, axis=2))

@@ -5,11 +5,14 @@ No public code exists. ``facts/seac.md`` says what the paper states; every choic
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import warnings
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +31,14 @@ from avloc.methods.seac.losses import best_similarity, draw_groups, mix, mixing_
 from avloc.methods.seac.make import MaskMaker
 from avloc.methods.seac.network import Design, SeACNetwork
 from avloc.methods.seac.segment import Segmentation
-from avloc.methods.seac.stored import MaskBatch, stack
+from avloc.methods.seac.stored import MaskBatch, PictureMasks, Rows, as_rows, filled, read
 from avloc.types import AVBatch, InputSpec, Localization
 from avloc.weights import locate
 
 __all__ = ["Mixing", "SeAC"]
 
 BACKGROUND = "background"
+VERSION = "1"  # of what `SeAC.frozen` computes; another one makes stored features stale
 
 
 @dataclass(frozen=True)
@@ -61,19 +65,21 @@ class Mixing:
 class SeAC(Localizer):
     """Masks that need no sound, a sound that picks among them, a text that names them. Learns from pairs alone.
 
-    Detector, SAM and CLIP are frozen and see every frame once: `data_prep.seac_masks` stores what they say, and
-    training reads it (`AVBatch.masks`). VGGish runs in every step, because mixtures must be heard. Trained are the
-    pooling of seconds, the mask encoder, two projections and the temperature.
+    Detector, SAM and CLIP are frozen and see every frame once: `frozen` is stored (`data_prep.seac_masks`, or
+    ``avloc store``), and with ``data.stored: true`` training reads that and no picture. VGGish runs in every step,
+    because mixtures must be heard. Trained are the pooling of seconds, the mask encoder, two projections and the
+    temperature.
 
     Args:
-        clip: weight source of the CLIP that made the stored features; also names the masks. Paper: RN50, ViT-B/16.
+        clip: weight source of the CLIP that embeds masks and names. Paper: RN50, ViT-B/16.
         vggish: weight source of the audio tower, whose raw embeddings are read.
-        mixture: how masks were embedded; must be that of the stored features.
+        mixture: how masks are embedded.
         design: sizes and readings of the association module.
         mixing: the curriculum of mixed sounds.
         negatives: samples of all processes (``gathered``, so that a batch means the same on one GPU and on two) or of
             this one (``local``). The paper used one GPU.
-        count: N, masks of a picture that are used, the most confident boxes. Paper: 50, varied from 5 to 50.
+        count: N, masks of a picture that are used, the most confident boxes. Paper: 50, varied from 5 to 50. One store
+            of ``segmentation.count`` masks serves every smaller number.
         categories: a key of `avloc.data.labels.LABEL_SPACES` or a list of names; None for no labels. Of a name that is
             there twice, the first wins.
         templates: of the text, with {} for the name; CLIP's 80 ImageNet templates by default, as in the paper.
@@ -81,8 +87,8 @@ class SeAC(Localizer):
         sigma: least normalised similarity of a labelled pixel, exclusive. Paper: 0.9.
         degenerate: normalised similarity where a picture's are all alike; not stated.
         box_sets: data sets whose samples are answered with boxes instead of masks. Paper: VGG-SS and its extension.
-        segmentation: how masks are made of a picture that comes without stored ones; None refuses it.
-        image_size: side of the picture in pixels. Stored masks do not need it; ``segmentation`` sees it.
+        segmentation: how masks are made.
+        image_size: longest side in pixels of the picture that detector, SAM and CLIP's crops are given. SAM sees 1024.
         seconds: length of the sound, around the clip's middle. Paper: 5.
         spectrogram: arithmetic of VGGish's front end; the reference's is float64.
         heatmap_size: side of the maps; every published evaluator asks for 224.
@@ -111,8 +117,8 @@ class SeAC(Localizer):
         sigma: float = 0.9,
         degenerate: Degenerate = "ones",
         box_sets: tuple[str, ...] = ("vggss", "vggss_ext"),
-        segmentation: Segmentation | None = None,
-        image_size: int = 224,
+        segmentation: Segmentation = Segmentation(),  # noqa: B008  frozen
+        image_size: int = 1024,
         seconds: float = 5.0,
         spectrogram: Precision = "float64",
         heatmap_size: int = 224,
@@ -127,7 +133,12 @@ class SeAC(Localizer):
         self.box_sets, self.segmentation, self.heatmap_size = tuple(box_sets), segmentation, heatmap_size
         self.names, self.first_class = read_categories(categories, plain_names)
         self.input_spec = InputSpec(
-            image_size=image_size, interpolation="bilinear", seconds=seconds, window="centre", channels="mean"
+            image_size=image_size,
+            resize="pad",
+            interpolation="bilinear",
+            seconds=seconds,
+            window="centre",
+            picture=False,
         )
         self.vggish = VGGish.from_source(vggish, front_end=VGGishFrontEnd(precision=spectrogram))
         # Not a submodule: training does not run it, so it stays off the GPU.
@@ -143,10 +154,67 @@ class SeAC(Localizer):
             )
         self.network = SeACNetwork(self._clip[0].width, self.vggish.embedding_size, design)
 
+    # ---- stage one, which may be stored
+
+    def frozen(self, batch: AVBatch) -> Rows:
+        """Masks of the pictures and their CLIP features, as `avloc.data.store` keeps them: see `seac.stored`.
+
+        Raises:
+            KeyError: boxes are looked up, and there are none of a picture; names it.
+        """
+        return as_rows(self.make(batch, strict=True))
+
     @property
-    def recipe(self) -> str:
-        """What stored features must be made of."""
-        return self.mixture.recipe(self.frozen_files["clip"])
+    def recipe(self) -> dict[str, str]:
+        """What `frozen` depends on beside the pictures; the message about stale features tells what differs.
+
+        Raises:
+            WeightError: a file of stage one is not on this machine.
+        """
+        spec, clip = self.input_spec, self.frozen_files["clip"]
+        seen = {f: str(getattr(spec, f)) for f in ("image_size", "resize", "interpolation")}
+        made = {"clip": f"{clip.source} (sha256 {clip.sha256 or 'none'})", "side": str(self.heatmap_size)}
+        return seen | made | self.segmentation.recipe | self.mixture.recipe
+
+    def cache_key(self) -> str:
+        """sha256 of `recipe`.
+
+        Raises:
+            ValueError: untrained weights, which are others in every process; or what `recipe` raises.
+        """
+        recipe = {"version": VERSION, **self.recipe}
+        if untrained := [k for k, v in recipe.items() if "sha256 none" in v]:
+            raise ValueError(
+                f"SeAC: {', '.join(untrained)} has random weights, which are others in every process. Store what a "
+                "weight file makes."
+            )
+        return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+    def make(self, batch: AVBatch, strict: bool) -> list[PictureMasks]:
+        """Masks of the batch's pictures; ``strict`` see `Segmenter`."""
+        if not self._maker:
+            clip = self._clip[0].to(self.device)
+            self._maker.append(MaskMaker(self.segmentation, self.mixture, clip, self.device, self.heatmap_size))
+        pictures = list(batch.image)
+        if batch.size is not None:
+            pictures = [x[:, :h, :w] for x, (h, w) in zip(pictures, batch.size.tolist(), strict=True)]
+        return self._maker[0](pictures, [key.partition("@")[0] for key in batch.key], strict)
+
+    def masks(self, batch: AVBatch, pixels: bool) -> MaskBatch:
+        """The batch's stored masks, or those made now; at most ``count`` of each picture.
+
+        Args:
+            batch: with stored features, or with pictures.
+            pixels: read the masks too, and not their features alone.
+
+        Raises:
+            SampleError: stored features that are none of SeAC's, or damaged.
+            KeyError: see `frozen`.
+        """
+        stored: Mapping[str, Tensor] = batch.stored
+        if not stored:
+            stored = {k: v.to(batch.device) for k, v in filled(as_rows(self.make(batch, strict=False))).items()}
+        return read(stored, batch.key, self.network.mask_size, self.heatmap_size, self.count, pixels)
 
     # ---- training
 
@@ -155,17 +223,16 @@ class SeAC(Localizer):
 
         ``tau``, the temperature, and ``mixed``, 1 where this batch's sounds are mixed, are there to be logged.
 
-        Raises:
-            ValueError: the batch has no stored masks, or those of another CLIP.
+        Raises as `masks`.
         """
-        masks = self.masks(batch)
+        masks = self.masks(batch, pixels=False)
         mixed = self.draw_mixed()
         group = draw_groups(len(batch), self.mixing.size) if mixed else torch.arange(len(batch))
         groups = int(group.max()) + 1
         group = group.to(batch.device, non_blocking=True)
         # Each sound by itself is what a group of one is: nothing to sum.
         audio = self.hear(mix(batch.audio, group, groups) if mixed else batch.audio)
-        embeddings = self.network.embed_masks(masks.features, masks.valid)
+        embeddings = self.network.embed_masks(self.mixture.mixed(masks.embedded), masks.valid)
         tau = self.network.temperature()
         if self.negatives == "gathered":
             rank, _ = rank_and_world()
@@ -208,69 +275,35 @@ class SeAC(Localizer):
         anything sounds is told by the confidence alone, the largest cosine before that. With categories, the label is
         the best mask's, and the semantic map is equation 5's.
 
-        Raises:
-            ValueError: the batch has no stored masks and there is no ``segmentation``, or they are of another CLIP.
+        Raises as `masks`.
         """
+        boxed = torch.tensor([key.partition("__")[0] in self.box_sets for key in batch.key])
         with torch.no_grad():
-            masks = self.masks(batch)
-            embeddings = self.network.embed_masks(masks.features, masks.valid)
-            similarity = cosine(embeddings, self.hear(batch.audio))
-            answer = aggregate(similarity, self.pixels(batch, masks), masks.valid, self.degenerate)
+            masks = self.masks(batch, pixels=not boxed.all())
+            features = self.mixture.mixed(masks.embedded)
+            similarity = cosine(self.network.embed_masks(features, masks.valid), self.hear(batch.audio))
+            answer = aggregate(similarity, self.pixels(masks, boxed), masks.valid, self.degenerate)
             label = semantic = None
             if self.names:
-                labels, _ = classify(masks.features, self.text())
+                labels, _ = classify(features, self.text())
                 best = similarity.masked_fill(~masks.valid, -torch.inf).argmax(1, keepdim=True)
                 label = labels.gather(1, best) + self.first_class
                 semantic = answer.semantic(labels, self.sigma)
         return Localization(answer.heatmap[:, None], answer.confidence[:, None], label, semantic)
 
-    def pixels(self, batch: AVBatch, masks: MaskBatch) -> Tensor:
-        """Masks bool ``[B, N, H, H]`` at the heat map's size, or boxes for samples of ``box_sets``."""
-        size = self.heatmap_size
-        boxed = torch.tensor([key.partition("__")[0] in self.box_sets for key in batch.key])
-        boxes = box_masks(masks.boxes * size, (size, size)) if boxed.any() else None
-        if boxes is not None and boxed.all():
-            return boxes
-        if masks.bits is None:
-            raise ValueError(
-                f"SeAC: the stored masks of {', '.join(batch.key[:3])}, ... came without pixels. Evaluation sets are "
-                "read with them (decode(..., masks=True))."
-            )
-        drawn = unpack_bits(masks.bits, masks.side)
-        if masks.side != size:
-            at = ((torch.arange(size, device=drawn.device) + 0.5) * masks.side / size).long()
-            drawn = drawn[..., at, :][..., at]
-        return drawn if boxes is None else torch.where(boxed.to(drawn.device)[:, None, None, None], boxes, drawn)
+    def pixels(self, masks: MaskBatch, boxed: Tensor) -> Tensor:
+        """Masks bool ``[B, N, H, H]`` at the heat map's size; boxes where ``boxed``, bool ``[B]``."""
+        size, drawn = self.heatmap_size, None
+        if masks.bits is not None:
+            drawn = unpack_bits(masks.bits, size)
+            if not boxed.any():
+                return drawn
+        boxes = box_masks(masks.boxes * size, (size, size))
+        return boxes if drawn is None else torch.where(boxed.to(drawn.device)[:, None, None, None], boxes, drawn)
 
-    def masks(self, batch: AVBatch) -> MaskBatch:
-        """The batch's stored masks, or those made now; at most ``count`` of each picture.
-
-        Raises:
-            ValueError: see `localize`.
-        """
-        masks: MaskBatch | None = getattr(batch, "masks", None)
-        if masks is None:
-            masks = self.make(batch)
-        if masks.features.shape[-1] != self.network.mask_size:
-            raise ValueError(
-                f"SeAC: stored features are {masks.features.shape[-1]} wide, {self.frozen_files['clip'].source} makes "
-                f"{self.network.mask_size}. Store them again with this CLIP, or set model.clip to the one they are of."
-            )
-        n = self.count
-        bits = None if masks.bits is None else masks.bits[:, :n]
-        return MaskBatch(masks.features[:, :n], masks.count.clamp(max=n), masks.boxes[:, :n], bits, masks.side)
-
-    def make(self, batch: AVBatch) -> MaskBatch:
-        """Masks of pictures that came without."""
-        if self.segmentation is None:
-            raise ValueError(
-                f"SeAC: {', '.join(batch.key[:3])}, ... have no stored masks. Store them with data_prep.seac_masks, or "
-                "set model.segmentation to have them made picture by picture."
-            )
-        if not self._maker:
-            clip = self._clip[0].to(self.device)
-            self._maker.append(MaskMaker(self.segmentation, self.mixture, clip, self.device, self.heatmap_size))
-        return stack(self._maker[0](list(batch.image), batch.key)).to(batch.device)
+    def __getstate__(self) -> dict[str, Any]:
+        # Detectors hold what cannot be sent to another process, which loads its own when it needs one.
+        return super().__getstate__() | {"_maker": []}
 
     def text(self) -> Tensor:
         """Embeddings ``[Y, D]`` of the categories; computed once."""

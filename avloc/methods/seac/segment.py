@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avloc.backbones.proposals import BoxSource, Convention, Detector, Proposals, keep, sam_embedding
+from avloc.backbones.proposals import BoxSource, Convention, Detector, Proposals, SamPoints, keep, sam_embedding
 from avloc.backbones.sam import SAM
 from avloc.methods.seac.aggregate import box_masks
+from avloc.weights import locate
 
 __all__ = ["Segmentation", "Segmenter", "at_side"]
 
@@ -22,7 +25,11 @@ class Segmentation:
 
     Args:
         boxes: where boxes come from. Paper: MAVL's, asked for "all objects", here `StoredBoxes`; another source costs
-            accuracy.
+            accuracy. SAM's automatic masks by default, which need no other file.
+        otherwise: asked for pictures that ``boxes`` does not know, such as those of a new video; never where features
+            are stored. None for no other.
+        unit: of what ``boxes`` gives: ``pixel`` of the picture as it is seen, which every detector does, or
+            ``fraction`` of the picture's sides, which a file should hold: pictures are scaled before they are seen.
         sam: weight source of the segmenter. Paper: ViT-H.
         count: N, most masks of a picture. Paper: 50, varied from 5 to 50.
         iou: threshold of the suppression. Paper: 0.5.
@@ -32,7 +39,9 @@ class Segmentation:
         chunk: masks that are at full size together.
     """
 
-    boxes: BoxSource
+    boxes: BoxSource = field(default_factory=SamPoints)
+    otherwise: BoxSource | None = None
+    unit: Literal["pixel", "fraction"] = "pixel"
     sam: str = "sam_vit_h"
     count: int = 50
     iou: float = 0.5
@@ -40,9 +49,21 @@ class Segmentation:
     multimask: bool = False
     chunk: int = 16
 
+    @property
+    def recipe(self) -> dict[str, str]:
+        """What masks depend on, files by their SHA-256.
+
+        Raises:
+            WeightError: a file is not on this machine.
+        """
+        told = {f: str(getattr(self, f)) for f in ("unit", "count", "iou", "convention", "multimask")}
+        told |= {"boxes": fingerprint(self.boxes), "sam": digest(self.sam)}
+        return {f"segmentation.{name}": value for name, value in told.items()}
+
     def load(self, device: torch.device | str) -> Segmenter:
         """The networks on ``device``."""
-        return Segmenter(self, self.boxes.load(device), device)
+        other = self.otherwise.load(device) if self.otherwise else None
+        return Segmenter(self, self.boxes.load(device), device, other)
 
 
 class Segmenter:
@@ -52,10 +73,13 @@ class Segmenter:
         how: its description.
         detector: gives boxes.
         device: where it works.
+        other: gives boxes of pictures that ``detector`` does not know.
     """
 
-    def __init__(self, how: Segmentation, detector: Detector, device: torch.device | str) -> None:
-        self.how, self.detector, self.device = how, detector, device
+    def __init__(
+        self, how: Segmentation, detector: Detector, device: torch.device | str, other: Detector | None = None
+    ) -> None:
+        self.how, self.detector, self.device, self.other = how, detector, device, other
         self._sam: SAM | None = None
 
     @property
@@ -66,21 +90,43 @@ class Segmenter:
         return self._sam
 
     @torch.inference_mode()
-    def __call__(self, images: Sequence[Tensor], names: Sequence[str]) -> list[Proposals]:
+    def __call__(self, images: Sequence[Tensor], names: Sequence[str], strict: bool = True) -> list[Proposals]:
         """Masks of pictures.
 
         Args:
             images: uint8 ``[3, H, W]`` RGB, of any sizes.
             names: one each, for sources that look boxes up.
+            strict: do not ask ``otherwise``.
 
         Returns:
             For each picture 1 to N masks, the most confident box first. Empty masks are dropped; where all are, the
             best box is the mask, and the whole picture where there is no box.
+
+        Raises:
+            KeyError: a source that looks boxes up has none of a picture; names it.
         """
         images = [image.to(self.device) for image in images]
         how = self.how
-        found = [keep(p, how.count, how.iou, how.convention) for p in self.detector(images, names)]
+        found = self.detected(images, names, strict)
+        found = [keep(p, how.count, how.iou, how.convention) for p in found]
         return [self.masked(image, p) for image, p in zip(images, found, strict=True)]
+
+    def detected(self, images: Sequence[Tensor], names: Sequence[str], strict: bool) -> list[Proposals]:
+        """Boxes in pixels."""
+        found = []
+        for image, name in zip(images, names, strict=True):
+            try:
+                (one,) = self.detector([image], [name])
+            except KeyError:
+                if strict or self.other is None:
+                    raise
+                found += self.other([image], [name])
+                continue
+            if self.how.unit == "fraction":
+                frame = torch.tensor([image.shape[2], image.shape[1]] * 2, device=one.boxes.device)
+                one = replace(one, boxes=one.boxes * frame)
+            found.append(one)
+        return found
 
     def masked(self, image: Tensor, found: Proposals) -> Proposals:
         height, width = image.shape[1:]
@@ -128,6 +174,25 @@ def at_side(masks: Tensor, side: int) -> Tensor:
     n = torch.arange(len(masks), device=masks.device)
     small[n, cell(rows), cell(columns)] |= lost
     return small
+
+
+def fingerprint(source: BoxSource) -> str:
+    """What its boxes depend on: its settings, files by their SHA-256.
+
+    Raises:
+        WeightError: a file is not on this machine.
+    """
+    settings = {k: v for k, v in vars(source).items() if k != "chunk"}  # of the work, not of the result
+    told = {k: digest(v) if k in ("sam", "source", "path") else repr(v) for k, v in sorted(settings.items())}
+    return f"{type(source).__name__}({', '.join(f'{k} {v}' for k, v in told.items())})"
+
+
+def digest(source: str) -> str:
+    """Name and SHA-256 of the file behind a weight source, of a file by its path, or of a snapshot by its folder."""
+    plain = Path(source).expanduser()
+    content = plain / "model.safetensors" if plain.is_dir() else plain
+    file = locate(f"file:{content}") if content.is_file() else locate(source)
+    return f"{plain.name} (sha256 {file.sha256 or 'none'})"
 
 
 # Checkpoints keep it among the hyper-parameters, and are loaded without unpickling anything else.

@@ -1,178 +1,160 @@
-"""Masks and their CLIP features as one member of a shard, ``masks.f<i>.safetensors``, and how a batch of them looks.
+"""Masks and their CLIP features as rows of a feature store (`avloc.data.store`), and how a batch of them looks.
 
-===========  ==================  =========================================================================
-tensor       type, shape         content, for n masks, 1 to N, the most confident box first
-===========  ==================  =========================================================================
-features     float16 [n, D]      CLIP mixtures f_n; at N = 50 and D = 1024, 100 KB
-boxes        float32 [n, 4]      x1, y1, x2, y2 as fractions of the picture; may reach beyond it
-scores       float16 [n]         confidence of the box
-masks        uint8 [bytes]       deflated: rows of G pixels packed into bits, each XORed with the row above it
-===========  ==================  =========================================================================
+A picture of n masks, 1 to N, the most confident box first, of features of width D and masks of G x G pixels:
 
-The file's metadata hold ``side`` (G), ``recipe`` (what the features depend on: weights and preprocessing) and
-``origin`` (where the masks come from). What is XORed is zero but for outlines, so 50 masks of 224 x 224 pixels take
-some 10 to 20 KB instead of 314. Training reads the features alone and does not inflate the masks.
+==============  ================  =====================================================================
+array           row               content
+==============  ================  =====================================================================
+features        float16 [n D]     CLIP mixtures f_n; at N = 50 and D = 1024, 100 KB
+local, whole    float16 [n D]     instead of ``features`` where the parts of the mixtures are kept
+boxes           int32 [4 n]       x1, y1, x2, y2 as fractions of the picture: the bits of float32 numbers
+scores          float16 [n]       confidence of the box
+count           int16             n
+masks           uint8 [bytes]     deflated: rows of G pixels packed into bits, each XORed with the row above it
+==============  ================  =====================================================================
+
+What is XORed is zero but for outlines, so 50 masks of 224 x 224 pixels take some 10 to 20 KB instead of 314. Training
+does not inflate them.
 """
 
 from __future__ import annotations
 
-import json
-import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import safetensors.numpy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from avloc.data.schema import SampleError
 
-__all__ = ["MaskBatch", "StoredMasks", "decode", "encode", "member", "stack"]
+__all__ = ["MaskBatch", "PictureMasks", "Rows", "as_rows", "deflate", "filled", "inflate", "read"]
 
-VERSION = 1
+Rows = dict[str, Tensor | list[Tensor]]
 
 
 @dataclass
-class StoredMasks:
+class PictureMasks:
     """The masks of one picture.
 
     Attributes:
-        features: ``[n, D]``, float16 once stored.
-        boxes: float32 ``[n, 4]``, fractions of the picture.
-        scores: float16 ``[n]``.
-        bits: uint8 ``[n, G, ceil(G / 8)]``, rows as `numpy.packbits` packs them; None where they were not read.
-        side: G.
+        embedded: ``features``, or ``local`` and ``whole``: ``[n, D]`` each.
+        boxes: float32 ``[n, 4]``, fractions of the picture; may reach beyond it.
+        scores: ``[n]``.
+        bits: uint8 ``[n, G, ceil(G / 8)]``, rows as `numpy.packbits` packs them.
     """
 
-    features: NDArray[np.floating]
-    boxes: NDArray[np.float32]
-    scores: NDArray[np.floating]
-    bits: NDArray[np.uint8] | None
-    side: int
+    embedded: dict[str, Tensor]
+    boxes: Tensor
+    scores: Tensor
+    bits: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.boxes)
 
 
 @dataclass
 class MaskBatch:
-    """Masks of B pictures, filled up to the most of any of them.
+    """Masks of B pictures, filled up with zeros to the most of any of them.
 
     Attributes:
-        features: float16 ``[B, N, D]``, zero for padding.
+        embedded: ``features``, or ``local`` and ``whole``: ``[B, N, D]`` each.
         count: int64 ``[B]``, masks of each picture, 1 or more.
-        boxes: float32 ``[B, N, 4]``.
-        bits: uint8 ``[B, N, G, ceil(G / 8)]``; None in training.
-        side: G.
+        boxes: float32 ``[B, N, 4]``, fractions of the picture.
+        bits: uint8 ``[B, N, G, ceil(G / 8)]``; None where they were not asked for.
     """
 
-    features: Tensor
+    embedded: dict[str, Tensor]
     count: Tensor
     boxes: Tensor
     bits: Tensor | None = None
-    side: int = 0
 
     @property
     def valid(self) -> Tensor:
         """bool ``[B, N]``, False for padding."""
-        return torch.arange(self.features.shape[1], device=self.count.device) < self.count[:, None]
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> MaskBatch:
-        """The same with every tensor on ``device``."""
-        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> MaskBatch:
-        return self._map(lambda x: x.pin_memory())
-
-    def take(self, rows: Sequence[int]) -> MaskBatch:
-        """The pictures ``rows``, in that order."""
-        index = torch.as_tensor(rows, dtype=torch.long)
-        return self._map(lambda x: x[index.to(x.device)])
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> MaskBatch:
-        bits = None if self.bits is None else function(self.bits)
-        return MaskBatch(function(self.features), function(self.count), function(self.boxes), bits, self.side)
+        return torch.arange(self.boxes.shape[1], device=self.count.device) < self.count[:, None]
 
 
-def member(frame: int) -> str:
-    """Name of the member of a record's frame."""
-    return f"masks.f{frame}.safetensors"
+def as_rows(pictures: Sequence[PictureMasks]) -> Rows:
+    """What a feature store takes of pictures of one or more masks each."""
+    rows: Rows = {name: [p.embedded[name].flatten().half() for p in pictures] for name in pictures[0].embedded}
+    # A store halves floats, and a box must be truncated to the same pixels again: its bits travel as integers.
+    rows["boxes"] = [p.boxes.float().contiguous().view(torch.int32).flatten() for p in pictures]
+    rows["scores"] = [p.scores.half() for p in pictures]
+    rows["count"] = torch.tensor([len(p) for p in pictures], dtype=torch.int16)
+    rows["masks"] = [torch.from_numpy(deflate(p.bits)) for p in pictures]
+    return rows
 
 
-def encode(masks: StoredMasks, recipe: str, origin: str = "") -> bytes:
-    """The bytes of a member.
+def filled(rows: Rows) -> dict[str, Tensor]:
+    """Rows as a store gives them back: with zeros up to the longest."""
+    return {k: v if isinstance(v, Tensor) else pad_sequence(v, batch_first=True) for k, v in rows.items()}
+
+
+def read(stored: Mapping[str, Tensor], names: Sequence[str], width: int, side: int, most: int, bits: bool) -> MaskBatch:
+    """A batch of rows, with at most ``most`` masks of each picture.
 
     Args:
-        masks: one or more, with bits.
-        recipe: see `decode`.
-        origin: where the masks come from, for people.
+        stored: rows by name, filled up.
+        names: of the pictures, for messages.
+        width: D.
+        side: G.
+        most: N.
+        bits: inflate the masks too.
 
     Raises:
-        ValueError: no mask at all, lengths that do not agree, or features that float16 cannot hold.
+        SampleError: these are no rows of masks, of features of another width, or damaged; names pictures and remedy.
     """
-    n, bits = len(masks.features), masks.bits
-    shape = (n, masks.side, -(-masks.side // 8))
-    if not n or bits is None or bits.shape != shape or not n == len(masks.boxes) == len(masks.scores):
-        raise ValueError(
-            f"{n} features, {len(masks.boxes)} boxes, {len(masks.scores)} scores and bits "
-            f"{None if bits is None else list(bits.shape)} (wanted {list(shape)}): store one or more masks with each."
-        )
-    with np.errstate(over="ignore"):
-        features = masks.features.astype(np.float16)
-    if not np.isfinite(features).all():
-        raise ValueError("Features of masks hold NaN, or numbers beyond float16. Compute them in float32.")
+    embedded = {k: stored[k] for k in ("features", "local", "whole") if k in stored}
+    if not embedded or not {"boxes", "count", "masks"} <= stored.keys():
+        raise SampleError(f"{names[0]}, ... come with {sorted(stored)}, which are no masks of SeAC. {RENEW}")
+    count = stored["count"].long()
+    longest = stored["boxes"].shape[1] // 4
+    for name, rows in embedded.items():
+        if rows.shape[1] != longest * width:
+            raise SampleError(
+                f"{names[0]}, ...: stored {name} of up to {longest} masks have {rows.shape[1]} numbers, not "
+                f"{longest} times the {width} of this CLIP. {RENEW}"
+            )
+    boxes = stored["boxes"].contiguous().view(torch.float32).unflatten(1, (-1, 4))
+    return MaskBatch(
+        {name: rows.unflatten(1, (-1, width))[:, :most] for name, rows in embedded.items()},
+        count.clamp(max=most),
+        boxes[:, :most],
+        unpacked(stored["masks"], count.tolist(), side, min(most, longest), names) if bits else None,
+    )
+
+
+RENEW = "Delete the store's folder and run `avloc store` again."
+
+
+def unpacked(masks: Tensor, count: Sequence[int], side: int, most: int, names: Sequence[str]) -> Tensor:
+    """Bits ``[B, most, G, ceil(G / 8)]`` on the device of ``masks``."""
+    out = np.zeros((len(count), most, side, -(-side // 8)), np.uint8)
+    for row, packed, n, name in zip(out, masks.cpu().numpy(), count, names, strict=True):
+        try:
+            row[: min(n, most)] = inflate(packed, n, side)[:most]
+        except (ValueError, zlib.error) as e:
+            raise SampleError(f"{name}: its stored masks cannot be read ({e}). {RENEW}") from e
+    return torch.from_numpy(out).to(masks.device)
+
+
+def deflate(bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Bits ``[n, G, ceil(G / 8)]`` as bytes."""
     outlines = bits.copy()
     outlines[:, 1:] ^= bits[:, :-1]
-    tensors: dict[str, NDArray[Any]] = {
-        "features": np.ascontiguousarray(features),
-        "boxes": np.ascontiguousarray(masks.boxes, np.float32),
-        "scores": np.ascontiguousarray(masks.scores, np.float16),
-        "masks": np.frombuffer(zlib.compress(outlines.tobytes(), 9), np.uint8),
-    }
-    head = {"version": str(VERSION), "side": str(masks.side), "recipe": recipe, "origin": origin}
-    return safetensors.numpy.save(tensors, metadata=head)
-
-
-def decode(data: bytes, name: str, recipe: str | None = None, masks: bool = True) -> StoredMasks:
-    """Read a member.
-
-    Args:
-        data: its bytes.
-        name: for messages.
-        recipe: what the method's features are made of (`avloc.methods.seac.embed.Mixture.recipe`); None for any.
-        masks: inflate the masks too.
-
-    Raises:
-        avloc.data.schema.SampleError: damaged, of another version, empty, or of another recipe; names the member and
-            both recipes.
-    """
-    try:
-        (length,) = struct.unpack("<Q", data[:8])
-        head = json.loads(data[8 : 8 + length])["__metadata__"]
-        version, side = int(head["version"]), int(head["side"])
-        if version != VERSION:
-            raise ValueError(f"version {version} is unknown, avloc reads {VERSION}")
-        tensors = safetensors.numpy.load(data)
-        features, boxes, scores = (tensors[k] for k in ("features", "boxes", "scores"))
-        n = len(features)
-        if not n or features.ndim != 2 or boxes.shape != (n, 4) or scores.shape != (n,):
-            raise ValueError(f"{list(features.shape)} features, {list(boxes.shape)} boxes, {list(scores.shape)} scores")
-        if not (np.isfinite(features).all() and np.isfinite(boxes).all()):
-            raise ValueError("features or boxes that are NaN or infinite")
-        bits = inflate(tensors["masks"], n, side) if masks else None
-    except (ValueError, KeyError, struct.error, zlib.error, safetensors.SafetensorError) as e:
-        raise SampleError(f"{name} holds no masks that can be read ({e}). Run data_prep.seac_masks again.") from e
-    if recipe is not None and head.get("recipe") != recipe:
-        raise SampleError(
-            f"{name} was computed with {head.get('recipe')}, but the method wants {recipe}. Run data_prep.seac_masks "
-            "with the method's CLIP and mixture, or configure the method with those of the shards."
-        )
-    return StoredMasks(features, boxes, scores, bits, side)
+    return np.frombuffer(bytearray(zlib.compress(outlines.tobytes(), 9)), np.uint8)
 
 
 def inflate(packed: NDArray[np.uint8], n: int, side: int) -> NDArray[np.uint8]:
-    """Bits ``[n, G, ceil(G / 8)]``."""
+    """Bits ``[n, G, ceil(G / 8)]`` of bytes, behind which there may be others.
+
+    Raises:
+        ValueError, zlib.error: other content than that.
+    """
     shape = (n, side, -(-side // 8))
     limit = n * shape[1] * shape[2]
     out = zlib.decompressobj()
@@ -180,33 +162,3 @@ def inflate(packed: NDArray[np.uint8], n: int, side: int) -> NDArray[np.uint8]:
     if len(content) != limit or not out.eof:
         raise ValueError(f"masks of another size than {n} x {side} x {side}")
     return np.bitwise_xor.accumulate(np.frombuffer(content, np.uint8).reshape(shape), axis=1)
-
-
-def stack(items: Sequence[StoredMasks]) -> MaskBatch:
-    """A batch, filled up with zeros.
-
-    Raises:
-        SampleError: features of different widths, or masks of different sides.
-    """
-    widths, sides = ({i.features.shape[1] for i in items}, {i.side for i in items if i.bits is not None})
-    if len(widths) > 1 or len(sides) > 1:
-        raise SampleError(
-            f"Stored masks of one batch have features of {sorted(widths)} and sides of {sorted(sides)}: they come from "
-            "different runs of data_prep.seac_masks. Write the set again."
-        )
-    most = max(len(i.features) for i in items)
-
-    def filled(arrays: list[NDArray[Any]]) -> Tensor:
-        out = np.zeros((len(arrays), most, *arrays[0].shape[1:]), arrays[0].dtype)
-        for row, array in zip(out, arrays, strict=True):
-            row[: len(array)] = array
-        return torch.from_numpy(out)
-
-    bits = [i.bits for i in items if i.bits is not None]
-    return MaskBatch(
-        filled([i.features for i in items]),
-        torch.tensor([len(i.features) for i in items]),
-        filled([i.boxes for i in items]),
-        filled(bits) if len(bits) == len(items) else None,
-        items[0].side,
-    )
