@@ -4,6 +4,7 @@
     python -m avloc.world.pretrain beats
     python -m avloc.world.pretrain sam
     python -m avloc.world.pretrain vggish
+    python -m avloc.world.pretrain audioclip
 
 Each command is deterministic on one machine (seed 0), prints the score on scenes or sounds that it never saw,
 and writes it with the command into the file's metadata.
@@ -12,7 +13,10 @@ and writes it with the command into the file's metadata.
 from __future__ import annotations
 
 import argparse
+import math
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avloc.backbones.audioclip import INT16, WORLD, AudioCLIP
 from avloc.backbones.beats import BEATs, BEATsConfig
 from avloc.backbones.clipseg import CLIPSeg, normalise
 from avloc.backbones.sam import SAM, TINY
-from avloc.backbones.tokens import train_world_tokenizer
+from avloc.backbones.tokens import Tokenizer, train_world_tokenizer
 from avloc.backbones.vggish import VGGish, VGGishConfig
 from avloc.weights import WORLD_ASSETS
 from avloc.world.scenes import NAMES, render, sample_scenes
@@ -92,8 +97,12 @@ TAU = 0.07
 SMOOTH = 0.02
 
 
+def tiny_tokenizer() -> Tokenizer:
+    return train_world_tokenizer([*WORDS, "and", "the", "sound", "with", "next", "to", "in", "front", "of"])
+
+
 def tiny_clipseg() -> CLIPSeg:
-    tokenizer = train_world_tokenizer([*WORDS, "and", "the", "sound", "with", "next", "to", "in", "front", "of"])
+    tokenizer = tiny_tokenizer()
     end = tokenizer.encode("")[-1]
     text = TEXT | {"vocab_size": end + 1, "eos_token_id": end, "bos_token_id": end - 1}
     return CLIPSeg({"text_config": text, **CLIPSEG}, tokenizer)
@@ -362,18 +371,149 @@ def sound_score(model: VGGish, head: nn.Module, seed: int, sounds: int = 640) ->
     }
 
 
+def tiny_audioclip() -> AudioCLIP:
+    tokenizer = tiny_tokenizer()
+    text = replace(WORLD.text, vocab_size=tokenizer.encode("")[-1] + 1)
+    # Narrower than WORLD, for a file of two megabytes.
+    image, audio = replace(WORLD.image, width=10, heads=5), replace(WORLD.audio, width=8)
+    model = AudioCLIP(replace(WORLD, image=image, text=text, audio=audio), tokenizer)
+    for scale in (model.logit_scale, model.logit_scale_ai, model.logit_scale_at):
+        nn.init.constant_(scale, math.log(1 / TAU))
+    return model
+
+
+def in_rows(x: Tensor, tiles: int) -> Tensor:
+    """``[B, C, H, W]`` to ``[B / tiles, C, H, tiles W]``: pictures side by side."""
+    return x.unflatten(0, (-1, tiles)).permute(0, 2, 3, 1, 4).flatten(3)
+
+
+def text_logits(x: Tensor, text: Tensor) -> Tensor:
+    """Cosines of ``[..., D]`` with unit texts ``[C, D]``, over the temperature."""
+    return F.normalize(x.float(), dim=-1) @ text.T / TAU
+
+
+def unit_texts(model: AudioCLIP, template: str) -> Tensor:
+    return F.normalize(model.encode_text(model.tokenize([template.format(n) for n in NAMES])).float(), dim=-1)
+
+
+def audioclip_losses(
+    model: AudioCLIP, scene: tuple[Tensor, Tensor, Tensor], sounds: tuple[Tensor, Tensor]
+) -> dict[str, Tensor]:
+    """Cut-out objects, patches of pictures and of rows of them, sounds and their tiles, each against the class texts.
+
+    The patches and tiles stand for what a hundred million pictures and two million clips leave in the real towers'
+    tokens; rows and sums of sounds, for pictures and clips of several things.
+    """
+    image, mask, label = scene
+    B, K = label.shape
+    text = unit_texts(model, TEMPLATES[int(torch.randint(len(TEMPLATES), ()))])
+    k = (torch.rand(B, K) * label.ge(0)).argmax(1)
+    one, its_label = mask[torch.arange(B), k], label[torch.arange(B), k].clamp(min=0)
+    cut = F.cross_entropy(text_logits(model.encode_image(image * loosened(one)[:, None]), text), its_label)
+
+    tiles = (1, 1, 2, 3, 4)[int(torch.randint(5, ()))]
+    g = SIZE // model.config.image.stride
+    tokens = model.image_tokens(in_rows(image, tiles), "sequence" if torch.rand(()) < 0.5 else "grid")
+    tokens = tokens.unflatten(1, (g, tiles, g)).permute(0, 2, 1, 3, 4).flatten(0, 1)  # each picture's own [B, g, g, D]
+    share = F.adaptive_avg_pool2d(mask, g)
+    pooled = torch.einsum("bkhw,bhwd->bkd", share, tokens)
+    patches = F.cross_entropy(text_logits(pooled, text).flatten(0, 1), label.flatten(), ignore_index=-1)
+
+    # A quarter of the clips hold two sounds, another quarter three; the right answer is each of them alike.
+    audio, heard = sounds
+    quarter = B // 4
+    order = torch.arange(B)
+    weight = torch.eye(B) + torch.eye(B).roll(quarter, 1) * (order >= B // 2)[:, None]
+    weight = weight + torch.eye(B).roll(2 * quarter, 1) * (order >= B - quarter)[:, None]
+    truth = (weight @ F.one_hot(heard, len(NAMES)).float()) / weight.sum(1, keepdim=True)
+    kernels = model.audio.fbsp()
+    features = model.audio.features(weight @ audio * INT16, kernels)
+    pooled_sound, mean_tile = model.audio.pool(features), model.audio.tokens(features).mean(1)
+    return {
+        "cut": cut,
+        "patches": patches,
+        "audio": F.cross_entropy(text_logits(pooled_sound, text), truth),
+        "tiles": F.cross_entropy(text_logits(mean_tile, text), truth),
+        "length": model.audio.fbsp.regulariser(kernels),
+    }
+
+
+@torch.no_grad()
+def tower_score(model: AudioCLIP, seed: int, scenes: int = 400) -> dict[str, float]:
+    """What the texts find in unseen scenes and sounds.
+
+    Args:
+        model: an AudioCLIP of ``SIZE`` pixels.
+        seed: of scenes and sounds.
+        scenes: their number, a multiple of 4.
+
+    Returns:
+        ``accuracy`` of a sound by its embedding; ``pair_recall``, the share of two summed sounds among the two nearest
+        texts; ``pointing`` and ``pointing_rows``, how often the patch nearest to the text of a scene's first object,
+        among those of its picture or of a row of two, touches the object; ``chance``, the share of such patches in a
+        picture.
+    """
+    model.eval()
+    text = unit_texts(model, TEMPLATES[-1])
+    sounds, pool = SoundPool(seed, scenes), ScenePool(seed, scenes)
+    other = sounds.label.roll(1)
+    single, pair = (
+        torch.cat([text_logits(model.encode_audio(x), text) for x in wave.split(100)])
+        for wave in (sounds.audio, sounds.audio + sounds.audio.roll(1, 0))
+    )
+    two = other != sounds.label
+    nearest = pair.topk(2).indices[two]
+    found = torch.stack([(nearest == y[two, None]).any(1) for y in (sounds.label, other)])
+    score = {
+        "accuracy": single.argmax(1).eq(sounds.label).float().mean().item(),
+        "pair_recall": found.float().mean().item(),
+    }
+    score |= {"pointing": pointing(model, text, pool, 1)[0], "pointing_rows": pointing(model, text, pool, 2)[0]}
+    score["chance"] = pointing(model, text, pool, 1)[1]
+    model.train()
+    return score
+
+
+def pointing(model: AudioCLIP, text: Tensor, pool: ScenePool, tiles: int) -> tuple[float, float]:
+    """How often the patch of a row that is nearest to the text of a picture's first object touches that object, and the
+    share of such patches in a picture. Pictures in whose rows the object is twice are not asked."""
+    rows = in_rows(normalise(pool.image), tiles)
+    tokens = torch.cat([model.image_tokens(x) for x in rows.split(50)])
+    label, scene = pool.label, torch.arange(len(pool.label))
+    asked = label[:, 0].clamp(min=0)
+    logits = text_logits(tokens, text).repeat_interleave(tiles, 0)  # each picture asks its whole row
+    nearest = logits[scene, :, asked].argmax(1)
+    g = SIZE // model.config.image.stride
+    y, x = nearest // (tiles * g), nearest % (tiles * g)
+    touched = F.adaptive_avg_pool2d(pool.mask[:, 0].float(), g) > 0.1
+    hit = touched[scene, y, x % g] & (x // g == scene % tiles)
+    present = (label.view(-1, 1, tiles, label.shape[1]) == asked.view(-1, tiles, 1, 1)).any(3).sum(2).flatten()
+    counted = (label[:, 0] >= 0) & (present == 1)
+    return hit[counted].float().mean().item(), touched[counted].float().mean().item()
+
+
 def train(
-    parameters: list[nn.Parameter],
+    parameters: Sequence[nn.Parameter],
     losses: Any,
     steps: int,
     lr: float,
     report: Any,
     report_every: int,
     bf16: bool,
+    undecayed: Sequence[nn.Parameter] = (),
 ) -> None:
-    """AdamW with a one-cycle learning rate; ``losses()`` gives a dict of terms whose sum is minimised."""
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.02, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.08)
+    """AdamW with a one-cycle learning rate; ``losses()`` gives a dict of terms whose sum is minimised.
+
+    ``undecayed`` are parameters beside the others that learn at half the rate, without weight decay.
+    """
+    groups: list[dict[str, Any]] = [{"params": list(parameters)}]
+    rates = [lr]
+    if undecayed:
+        groups.append({"params": list(undecayed), "weight_decay": 0.0})
+        rates.append(lr / 2)
+    parameters = [*parameters, *undecayed]
+    optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=0.02, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.08)
     start = time.monotonic()
     for step in range(1, steps + 1):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -465,6 +605,28 @@ def pretrain_vggish(steps: int, batch: int, lr: float, pool: int, seed: int, bf1
     train([*model.parameters(), *head.parameters()], losses, steps, lr, report, 100, bf16)
 
 
+def pretrain_audioclip(steps: int, batch: int, lr: float, pool: int, seed: int, bf16: bool, out: Path) -> None:
+    if batch % 12:
+        raise SystemExit(f"audioclip: --batch {batch} is no multiple of 12, which rows of 1 to 4 pictures need.")
+    torch.manual_seed(seed)
+    model = tiny_audioclip().train()
+    scenes, sounds = ScenePool(seed, pool), SoundPool(seed, pool)
+    bank = list(model.audio.fbsp.parameters())
+    apart = {id(p) for p in (*bank, model.logit_scale, model.logit_scale_ai, model.logit_scale_at)}
+    rest = [p for p in model.parameters() if id(p) not in apart]
+    command = command_of("audioclip", steps, batch, lr, pool, bf16)
+
+    def report() -> dict[str, float]:
+        score = tower_score(model, seed + 1)
+        model.save_world(out, command=command, seed=str(seed), score=str(score))
+        return score
+
+    def losses() -> dict[str, Tensor]:
+        return audioclip_losses(model, scenes.batch(batch), sounds.batch(batch))
+
+    train(rest, losses, steps, lr, report, 200, bf16, undecayed=bank)
+
+
 def command_of(tower: str, steps: int, batch: int, lr: float, pool: int, bf16: bool) -> str:
     """The command that a file's metadata names."""
     options = f"--steps {steps} --batch {batch} --lr {lr} --pool {pool}" + (" --bf16" if bf16 else "")
@@ -475,7 +637,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tower", choices=tuple(TOWERS))
     parser.add_argument("--steps", type=int, default=None)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=None)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--pool", type=int, default=None, help="rendered scenes or sounds to draw from")
     parser.add_argument("--seed", type=int, default=0)
@@ -484,16 +646,25 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out or WORLD_ASSETS / f"{args.tower}.safetensors"
     out.parent.mkdir(parents=True, exist_ok=True)
-    pretrain, steps, pool = TOWERS[args.tower]
-    pretrain(args.steps or steps, args.batch, args.lr, args.pool or pool, args.seed, args.bf16, out)
+    pretrain, steps, pool, batch = TOWERS[args.tower]
+    pretrain(
+        args.steps or steps,
+        args.batch or batch,
+        args.lr,
+        args.pool or pool,
+        args.seed,
+        args.bf16,
+        out,
+    )
 
 
-# How a tower is trained, and by default with how many steps and rendered scenes or sounds.
-TOWERS: dict[str, tuple[Any, int, int]] = {
-    "clipseg": (pretrain_clipseg, 3000, 30000),
-    "beats": (pretrain_beats, 1000, 8000),
-    "sam": (pretrain_sam, 3000, 15000),
-    "vggish": (pretrain_vggish, 600, 4000),
+# How a tower is trained, and by default with how many steps, rendered scenes or sounds, and samples of a batch.
+TOWERS: dict[str, tuple[Any, int, int, int]] = {
+    "clipseg": (pretrain_clipseg, 3000, 30000, 64),
+    "beats": (pretrain_beats, 1000, 8000, 64),
+    "sam": (pretrain_sam, 3000, 15000, 64),
+    "vggish": (pretrain_vggish, 600, 4000, 64),
+    "audioclip": (pretrain_audioclip, 1500, 6000, 24),
 }
 
 

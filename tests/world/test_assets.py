@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from avloc.backbones.audioclip import AudioCLIP
 from avloc.backbones.beats import BEATs
-from avloc.backbones.clipseg import CLIPSeg
+from avloc.backbones.clipseg import CLIPSeg, normalise
 from avloc.backbones.sam import SAM, TINY
 from avloc.backbones.vggish import VGGish, VGGishConfig
 from avloc.weights import WORLD_ASSETS, read_metadata
@@ -18,10 +19,18 @@ from avloc.world.pretrain import points_in, prompt_score, text_query_score, tigh
 from avloc.world.scenes import NAMES, render, sample_scenes
 from avloc.world.sounds import sound
 
-FLOORS = {"success": 0.8, "accuracy": 0.8, "box_miou": 0.85, "point_miou": 0.7}
+FLOORS = {
+    "success": 0.8,
+    "accuracy": 0.8,
+    "box_miou": 0.85,
+    "point_miou": 0.7,
+    "pair_recall": 0.9,
+    "pointing": 0.7,
+    "pointing_rows": 0.6,
+}
 
 
-@pytest.mark.parametrize("name", ["clipseg", "beats", "sam", "vggish"])
+@pytest.mark.parametrize("name", ["clipseg", "beats", "sam", "vggish", "audioclip"])
 def test_files_are_small_and_say_how_they_were_made(name: str) -> None:
     path = WORLD_ASSETS / f"{name}.safetensors"
     assert path.stat().st_size <= 3_000_000
@@ -122,3 +131,46 @@ def test_vggish_tells_the_classes_of_the_nearest_mean_apart() -> None:
     feature = torch.nn.functional.normalize(feature, dim=-1).unflatten(0, (6, len(NAMES)))
     nearest = (feature[3:] @ feature[:3].mean(0).T).argmax(-1)
     assert (nearest == torch.arange(len(NAMES))).float().mean() > 0.9
+
+
+def audioclip() -> tuple[AudioCLIP, Tensor]:
+    """The tower and the unit texts of all classes."""
+    model = AudioCLIP.from_source("world:audioclip")
+    with torch.no_grad():
+        return model, torch.nn.functional.normalize(model.encode_text(model.tokenize(list(NAMES))), dim=-1)
+
+
+def test_audioclip_hears_one_sound_and_two() -> None:
+    model, text = audioclip()
+    assert not any(p.requires_grad for p in model.parameters())
+    assert model.temperature("audio_image").item() == pytest.approx(1 / 0.07, rel=1e-4)
+    rng = np.random.default_rng(99)
+    waves = torch.from_numpy(np.stack([sound(rng, c, 2.0) for _ in range(3) for c in range(len(NAMES))]))
+    label = torch.arange(len(NAMES)).repeat(3)
+    other = label.roll(-5)
+    with torch.no_grad():
+        one = torch.nn.functional.normalize(model.encode_audio(waves), dim=-1) @ text.T
+        two = torch.nn.functional.normalize(model.encode_audio(waves + waves.roll(-5, 0)), dim=-1) @ text.T
+    assert (one.argmax(1) == label).float().mean() > 0.95
+    nearest = two.topk(2).indices
+    found = torch.stack([(nearest == y[:, None]).any(1) for y in (label, other)])
+    assert found.float().mean() > 0.85
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 4])
+def test_audioclip_s_patches_know_their_object_in_pictures_and_rows(tiles: int) -> None:
+    model, text = audioclip()
+    scenes = sample_scenes(np.random.default_rng(78), 48)
+    image, mask = render(scenes, 64)
+    rows = torch.cat(image.split(len(image) // tiles), dim=-1)
+    with torch.no_grad():
+        tokens = torch.nn.functional.normalize(model.image_tokens(normalise(rows)), dim=-1)
+    right, wrong = [], []
+    for i in range(48):
+        tile, row = divmod(i, 48 // tiles)
+        own = tokens[row].view(8, tiles, 8, 64)[:, tile] @ text[scenes.label[i, 0]]
+        inside = torch.nn.functional.adaptive_avg_pool2d(mask[i, :1].float(), 8)[0] > 0.5
+        if inside.any():
+            right.append(own[inside].mean().item())
+            wrong.append(own[~inside].mean().item())
+    assert np.mean(right) > np.mean(wrong) + 0.3

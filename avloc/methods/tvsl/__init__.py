@@ -1,0 +1,5 @@
+"""T-VSL: text-guided localisation in mixtures."""
+
+from avloc.methods.tvsl.method import TVSL
+
+__all__ = ["TVSL"]
