@@ -12,7 +12,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from avloc.data.media import MediaError, audio_16k, opened
 from avloc.data.transforms import draw_view, fit_audio, fit_image
+from avloc.methods.acl.inversion import Heard, heard_as
 from avloc.methods.base import Localizer
 from avloc.report.panels import Pixels, beside, captioned, overlay, panel_strip, png
 from avloc.types import AVBatch, InputSpec
@@ -48,11 +49,13 @@ STRIP_HEIGHT = 240
 
 @dataclass(frozen=True)
 class Moment:
-    """The answer for one analysed frame: heat maps ``[S, h, w]`` in [0, 1] and confidences ``[S]``."""
+    """The answer for one analysed frame: heat maps ``[S, h, w]`` in [0, 1], confidences ``[S]``, and what the sound is
+    heard as."""
 
     time: float
     heatmap: Tensor
     confidence: Tensor
+    heard_as: Heard = field(default_factory=list)
 
     @property
     def heat(self) -> Tensor:
@@ -83,6 +86,7 @@ def localize_video(
     alpha: float = 0.6,
     batch_size: int = 8,
     progress: bool = True,
+    phrases: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write ``overlay.mp4``, ``strip.png`` and ``regions.json`` for a video.
 
@@ -97,6 +101,7 @@ def localize_video(
         alpha: opacity of the overlay.
         batch_size: analysed frames per forward pass.
         progress: show a progress bar.
+        phrases: the nearest of them are told under ``heard_as``, with a method whose sounds lie in CLIP's text space.
 
     Returns:
         The content of ``regions.json``. Boxes are ``[x0, y0, x1, y1]`` with exclusive ends, centres are
@@ -121,7 +126,7 @@ def localize_video(
         sound = soundtrack(clip, spec.sample_rate, Path(folder) / "sound.f32")
         times: list[dict[str, Any]] = []
         key_pictures: dict[int, tuple[float, Pixels]] = {}
-        moments = analysed(model, clip, sound, fps, window, batch_size)
+        moments = analysed(model, clip, sound, fps, window, batch_size, phrases)
         moments = recorded(moments, times, clip, threshold)
         with Progress(disable=not progress) as bar:
             task = bar.add_task(f"localize {clip.path.name}", total=clip.duration)
@@ -158,11 +163,12 @@ def localize_still(
     out: Path | str,
     threshold: float = 0.5,
     alpha: float = 0.6,
+    phrases: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write ``overlay.png``, ``strip.png`` and ``regions.json`` for a picture and a sound.
 
     Args:
-        model, out, threshold, alpha: as in `localize_video`.
+        model, out, threshold, alpha, phrases: as in `localize_video`.
         image: any picture that Pillow reads; its EXIF orientation is obeyed.
         audio: any sound, or a video whose sound is taken; cut or completed to the method's ``InputSpec``.
 
@@ -176,7 +182,7 @@ def localize_still(
     picture = np.asarray(read_image(Path(image)))
     sound = audio_16k(Path(audio), spec.sample_rate, seconds=LONGEST_SOUND)
     refuse_short(sound, spec.sample_rate, Path(audio))
-    (moment,) = ask(model, [(0.0, picture, sound)])
+    (moment,) = ask(model, [(0.0, picture, sound)], phrases)
     height, width = picture.shape[:2]
     result = {
         "source": Path(image).name,
@@ -192,7 +198,7 @@ def localize_still(
     with reported_space(out), tempfile.TemporaryDirectory(dir=out, prefix=".localize-") as folder:
         files = {
             "overlay.png": png(overlay(planes, moment.heat, alpha=alpha)),
-            "strip.png": png(panel_strip(planes, None, moment.heat, threshold=threshold)),
+            "strip.png": png(panel_strip(planes, None, moment.heat, told(moment), threshold=threshold)),
             "regions.json": as_json(result),
         }
         finish(Path(folder), out, files)
@@ -304,7 +310,13 @@ def read_image(path: Path) -> Image.Image:
 
 
 def analysed(
-    model: Localizer, clip: Clip, sound: NDArray[np.float32], fps: float, seconds: float, batch_size: int
+    model: Localizer,
+    clip: Clip,
+    sound: NDArray[np.float32],
+    fps: float,
+    seconds: float,
+    batch_size: int,
+    phrases: Sequence[str] = (),
 ) -> Iterator[Moment]:
     """The answers for the first frame and then for ``fps`` frames a second, in order, asked in batches."""
     spec = model.input_spec
@@ -318,11 +330,13 @@ def analysed(
 
     samples = chosen()
     while group := list(islice(samples, batch_size)):
-        yield from ask(model, group)
+        yield from ask(model, group, phrases)
 
 
 @torch.inference_mode()
-def ask(model: Localizer, group: Sequence[tuple[float, Pixels, NDArray[np.float32]]]) -> list[Moment]:
+def ask(
+    model: Localizer, group: Sequence[tuple[float, Pixels, NDArray[np.float32]]], phrases: Sequence[str] = ()
+) -> list[Moment]:
     """One forward pass over (time, picture ``[H, W, 3]``, waveform)."""
     spec = model.input_spec
     if spec.frames != 1:
@@ -335,11 +349,13 @@ def ask(model: Localizer, group: Sequence[tuple[float, Pixels, NDArray[np.float3
         size=padded_sizes(group, spec),
     )
     training = model.training
-    answer = model.eval().localize(batch.to(model.device))
+    batch = batch.to(model.device)
+    answer = model.eval().localize(batch)
+    said = heard_as(model, batch, phrases) or [[] for _ in group]
     model.train(training)
     heatmap, confidence = answer.heatmap.float().cpu(), answer.confidence.float().cpu()
     return [
-        Moment(time, on_whole_picture(heatmap[i], picture, spec), confidence[i])
+        Moment(time, on_whole_picture(heatmap[i], picture, spec), confidence[i], said[i])
         for i, (time, picture, _) in enumerate(group)
     ]
 
@@ -387,11 +403,18 @@ def described(moment: Moment, width: int, height: int, threshold: float) -> dict
         for source, plane in enumerate(moment.heatmap.numpy())
         for region in regions(plane, source, width, height, threshold)
     ]
+    said = [{"phrase": phrase, "cosine": round(cosine, 4)} for phrase, cosine in moment.heard_as]
     return {
         "time": round(moment.time, 4),
         "confidence": [round(c, 4) for c in moment.confidence.tolist()],
         "regions": sorted(found, key=lambda region: -region["area_share"]),
+        **({"heard_as": said} if said else {}),
     }
+
+
+def told(moment: Moment, most: int = 3) -> str:
+    """What the sound is heard as, in one line; "" where nobody asked."""
+    return ", ".join(f"{phrase} {cosine:.2f}" for phrase, cosine in moment.heard_as[:most])
 
 
 def regions(
@@ -480,7 +503,8 @@ def keep_key_moment(kept: dict[int, tuple[float, Pixels]], moment: Moment, drawn
     if part not in kept or score > kept[part][0]:
         height, width = drawn.shape[:2]
         small = Image.fromarray(drawn).resize((max(1, round(width * STRIP_HEIGHT / height)), STRIP_HEIGHT))
-        kept[part] = (score, captioned(np.asarray(small), f"{moment.time:.2f} s"))
+        text = "   ".join(filter(None, [f"{moment.time:.2f} s", told(moment, 1)]))
+        kept[part] = (score, captioned(np.asarray(small), text))
 
 
 def recorded(moments: Iterator[Moment], times: list[dict[str, Any]], clip: Clip, threshold: float) -> Iterator[Moment]:

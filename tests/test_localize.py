@@ -243,6 +243,36 @@ def test_still(tmp_path):
     assert Image.open(tmp_path / "out" / "strip.png").width == 3 * 64 + 2 * 4
 
 
+class Told(Known):
+    """Hears a loud sound as the first phrase, silence as the second."""
+
+    def embed_sound(self, batch: AVBatch) -> torch.Tensor:
+        loud = (batch.audio.abs().amax(1) > 0.01).float()
+        return torch.stack([loud, 1 - loud], dim=1)
+
+    def embed_phrases(self, phrases) -> torch.Tensor:
+        return torch.eye(len(phrases))[:, :2]
+
+
+def test_what_a_sound_is_heard_as_is_written_beside_the_regions(tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    soundfile.write(tmp_path / "a.wav", tone(3.0), RATE)
+    inputs = (tmp_path / "a.png", tmp_path / "a.wav")
+    result = localize_still(Told(), *inputs, tmp_path / "out", phrases=["a horn", "nothing"])
+    told = [{"phrase": "a horn", "cosine": 1.0}, {"phrase": "nothing", "cosine": 0.0}]
+    assert result["times"][0]["heard_as"] == told
+    assert json.loads((tmp_path / "out" / "regions.json").read_text()) == result
+    plain = localize_still(Known(), *inputs, tmp_path / "plain", phrases=["a horn", "nothing"])
+    assert "heard_as" not in plain["times"][0], "of a method that cannot be read"
+    tall = Image.open(tmp_path / "out" / "strip.png").height - Image.open(tmp_path / "plain" / "strip.png").height
+    assert tall > 10, "a line of text"
+    sound = np.concatenate([tone(1.0), np.zeros(RATE, np.float32)])
+    pixels = [picture()] * 20
+    clip = write_video(tmp_path / "v.mp4", pixels, [i / 10 for i in range(20)], sound)
+    _, result = run(clip, tmp_path / "video", Told(), fps=2.0, window_s=0.4, phrases=["a horn", "nothing"])
+    assert [t["heard_as"][0]["phrase"] for t in result["times"]] == ["a horn", "a horn", "a horn", "nothing"]
+
+
 def test_still_obeys_exif_orientation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise

@@ -1,9 +1,9 @@
 """The callback that turns what a method answers into the numbers of every protocol.
 
-It reads the evaluation sets from the data module (``val_sets`` and ``test_sets``, in the order of the
-loaders) and scores, in one pass over each set, the method and the controls. A set whose ``row`` is not ``model`` is
-the twin of the set of the same name under other sounds; it becomes the row of that name. Sets that are marked
-``calibration`` choose the universal threshold, which is then applied to every set.
+It reads the evaluation sets from the data module (``val_sets`` and ``test_sets``, in the order of the loaders) and
+scores, in one pass over each set, the method, on request the method with object guidance, and the controls. A set
+whose ``row`` is not ``model`` is the twin of the set of the same name under other sounds; it becomes the row of that
+name. Sets that are marked ``calibration`` choose the universal threshold, which is then applied to every set.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ from avloc.evaluation.benchmarks import Benchmark, benchmark
 from avloc.evaluation.measures import IDENTITIES, UNIVERSAL, Measure, Scored, identities
 from avloc.evaluation.protocols import Samples, protocol
 from avloc.evaluation.results import Names, chosen_threshold, numbers, write_results, write_samples
-from avloc.methods.baselines.controls import CONTROLS, Control, mean_map, summed_truth
+from avloc.methods.baselines.controls import CONTROLS, Control, grid, mean_map, summed_truth
+from avloc.methods.baselines.ogl import ObjectGuide, guided, object_map
 from avloc.metrics.per_sample import PerSample
 from avloc.types import AVBatch, Localization
+from avloc.weights import locate
 
-__all__ = ["MEAN_MAP", "MODEL", "EvalSet", "Evaluator"]
+__all__ = ["GUIDED", "MEAN_MAP", "MODEL", "EvalSet", "Evaluator"]
 
 log = logging.getLogger(__name__)
-MODEL, MEAN_MAP = "model", "mean map"
+MODEL, GUIDED, MEAN_MAP = "model", "with OGL", "mean map"
 
 
 class EvalSet(Protocol):
@@ -67,6 +69,9 @@ class Evaluator(Callback):
     Args:
         controls: score the full frame, the centre box, the random map and the set's mean ground-truth map too.
             They do not depend on the method, so the validation inside ``fit`` leaves them out.
+        ogl: score the method with object-guided localisation too, as the row ``with OGL``:
+            ``evaluator: {ogl: {weights: resnet18}}`` in a YAML, ``--evaluator.ogl '{weights: resnet18}'`` on a command
+            line. None for no such row; the validation inside ``fit`` leaves it out.
         out: folder of the files; None for the logger's, else the trainer's ``default_root_dir``.
         protocols: set to protocol names, instead of those of its benchmark; the first one heads the set.
 
@@ -76,12 +81,18 @@ class Evaluator(Callback):
 
     Raises:
         ProtocolError: an unknown protocol.
+        WeightError: the object map's weights are missing (when a run starts).
     """
 
     def __init__(
-        self, controls: bool = True, out: str | None = None, protocols: dict[str, list[str]] | None = None
+        self,
+        controls: bool = True,
+        ogl: ObjectGuide | None = None,
+        out: str | None = None,
+        protocols: dict[str, list[str]] | None = None,
     ) -> None:
         self.controls = controls
+        self.ogl = ogl
         self.out = out
         self.protocols = protocols or {}
         for name in {p for names in self.protocols.values() for p in names}:
@@ -89,6 +100,10 @@ class Evaluator(Callback):
         self.results: dict[str, Any] = {}
         self.samples: dict[tuple[str, str], Samples] = {}
         self.passes: list[Pass] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.ogl is not None:
+            locate(self.ogl.weights)  # a missing file is told before a training, not after it
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.start(trainer, "val")
@@ -144,12 +159,17 @@ class Evaluator(Callback):
                 "loaders: each loader needs one set, and each set a name and row of its own."
             )
         universal = any(data.calibration for data in sets)
+        refined = None
+        if self.ogl is not None and trainer.state.fn != "fit":
+            refined = Guidance(self.ogl, trainer.lightning_module.device)
         for i, data in enumerate(sets):
             loader = loaders[i] if isinstance(loaders, list | tuple) else loaders
             whole = limits[i] >= len(loader)
             scored = benchmark(data.name, self.protocols.get(data.name))
-            wanted = controls and data.row == MODEL and not data.calibration
-            self.passes.append(Pass(data, scored, whole, wanted, universal, trainer))
+            own = data.row == MODEL and not data.calibration
+            self.passes.append(
+                Pass(data, scored, whole, controls and own, universal, trainer, refined if own else None)
+            )
 
     def add(self, trainer: Trainer, outputs: Any, batch: AVBatch, loader: int) -> None:
         if not self.passes:
@@ -195,13 +215,36 @@ class Evaluator(Callback):
         self.passes = []
 
 
+class Guidance:
+    """The answers of a method with the object map of `ObjectGuide` in them, on one device."""
+
+    def __init__(self, guide: ObjectGuide, device: torch.device) -> None:
+        self.guide, self.network = guide, guide.build().to(device)
+
+    def __call__(self, answer: Localization, batch: AVBatch) -> Localization:
+        size = answer.heatmap.shape[-2:] if batch.truth is None else grid(batch)
+        return guided(answer, object_map(self.network, batch), (size[0], size[1]), self.guide)
+
+    def __str__(self) -> str:
+        file = self.network.file
+        name = f"{file.source} (sha256 {file.sha256[:12]})" if file.sha256 else file.source
+        return f"{GUIDED}: {self.guide.reading} with alpha {self.guide.alpha:g}, ResNet-18 {name}."
+
+
 class Pass:
     """One pass over one evaluation set: a `PerSample` for each row that is scored in it."""
 
     def __init__(
-        self, data: EvalSet, scored: Benchmark, whole: bool, controls: bool, universal: bool, trainer: Trainer
+        self,
+        data: EvalSet,
+        scored: Benchmark,
+        whole: bool,
+        controls: bool,
+        universal: bool,
+        trainer: Trainer,
+        guidance: Guidance | None = None,
     ) -> None:
-        self.data, self.benchmark, self.whole = data, scored, whole
+        self.data, self.benchmark, self.whole, self.guidance = data, scored, whole, guidance
         self.names: dict[int, tuple[str, str, str]] = {}
         self.unread: list[str] = []
         device, world = trainer.lightning_module.device, trainer.world_size
@@ -214,6 +257,8 @@ class Pass:
             self.controls[MEAN_MAP] = partial(mean_map, mean=mean.to(device))
         counts = data.class_counts()
         self.majority = max(sorted(counts), key=counts.__getitem__) if counts else None
+        named = self.majority is not None and any(m.needs == "semantic" for m in self.measures.values())
+        self.classless = f"rows without classes are given the most frequent one, {self.majority}" if named else ""
         self.rows = {
             row: PerSample(
                 len(data),
@@ -222,7 +267,7 @@ class Pass:
                 partial=not whole,
                 name=f"{data.name} ({row})",
             ).to(device)
-            for row in [data.row, *self.controls]
+            for row in [data.row, *([GUIDED] if guidance else []), *self.controls]
         }
 
     def add(self, answer: Localization, batch: AVBatch) -> None:
@@ -234,6 +279,8 @@ class Pass:
         self.unread += [key for i, key in zip(index, batch.key, strict=True) if i < 0]
         common = identities(batch, partial(hashes, device=batch.device))
         answers = {self.data.row: answer} | {row: control(batch) for row, control in self.controls.items()}
+        if self.guidance is not None:
+            answers[GUIDED] = self.guidance(answer, batch)
         for row, given in answers.items():
             given = replace(given, heatmap=given.heatmap.detach().float(), confidence=given.confidence.detach().float())
             self.check(given, batch, row)
@@ -288,7 +335,7 @@ def description(run: Pass) -> dict[str, Any]:
         "calibration": run.data.calibration,
         "protocols": list(run.benchmark.protocols),
         "primary": {"protocol": heading, "metric": metric},
-        "notes": [n for n in (run.benchmark.note, *run.data.notes) if n],
+        "notes": [n for n in (run.benchmark.note, run.classless, *run.data.notes, str(run.guidance or "")) if n],
         "counted": {},
         "missing": {},
         "rows": {},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +17,15 @@ from matplotlib.ticker import PercentFormatter
 from avloc.metrics.avs import THRESHOLDS
 from avloc.metrics.ciou import LEVELS
 from avloc.report.intervals import find_statistic
-from avloc.report.results import HEARD, MODEL, Run
+from avloc.report.layout import goal_of
+from avloc.report.results import GUIDED, HEARD, LOWER_IS_BETTER, MODEL, Run
 
 __all__ = ["Curve", "Plot", "plots_of", "svg"]
 
 INK, LINE = "#010203", "#040506"
 """Stand for the page's text and rule colours."""
 COLOURS = ("#3b82c4", "#d9772b", "#2f9e6b", "#b45cc4", "#c9a227", "#d1495b")
-DASHES = {MODEL: "-", "shuffled sound": "--", "silenced": "-.", "noise": ":"}
+DASHES = {MODEL: "-", GUIDED: (0, (7, 2)), "shuffled sound": "--", "silenced": "-.", "noise": ":"}
 CONTROL = "#858b94"
 CONTROLS: dict[str, Any] = {
     "full frame": (0, (1, 1)),
@@ -58,10 +60,14 @@ class Plot:
 def plots_of(name: str, runs: Sequence[Run]) -> list[Plot]:
     """The curves of a test set: success over the overlap asked for, precision over recall, metrics over thresholds.
 
-    The success curve is computed from the per-sample values where a run kept them, else taken from its results.
+    The success curve is computed from the per-sample values where a run kept them, else taken from its results. Of
+    more runs than there are colours, the best by the primary metric are drawn, without their rows under other sounds.
     """
-    protocol, metric = runs[0].sets[name].primary
-    plots = [Plot("Samples found", "overlap asked for", "share of samples", success(name, runs))]
+    count = len(runs)
+    runs, few = best_of(name, runs), count <= len(COLOURS) // 2
+    heard = HEARD if few else ()
+    protocol, metric = goal_of(name, runs)
+    plots = [Plot("Samples found", "overlap asked for", "share of samples", success(name, runs, heard))]
     swept = dict.fromkeys(
         (p, m.removeprefix("sweep_"))
         for run in runs
@@ -89,26 +95,41 @@ def plots_of(name: str, runs: Sequence[Run]) -> list[Plot]:
         lines = [
             Curve(run.name if row == MODEL else f"{run.name}, {row}", c["pr_recall"], c["pr_precision"], i, row)
             for i, run in enumerate(runs)
-            for row in (MODEL, *HEARD)
+            for row in (MODEL, *heard)
             if "pr_precision" in (c := run.sets[name].curves.get(row, {}).get(p, {})) and "pr_recall" in c
         ]
         plots.append(Plot(f"Precision and recall ({p})", "recall", "precision", lines))
-    return [Plot(p.title, p.x, p.y, kept) for p in plots if (kept := [c for c in p.curves if len(c.x) > 1])]
+    told = f", the best {len(runs)} of {count} runs" if len(runs) < count else ""
+    return [Plot(p.title + told, p.x, p.y, kept) for p in plots if (kept := [c for c in p.curves if len(c.x) > 1])]
 
 
-def success(name: str, runs: Sequence[Run]) -> list[Curve]:
+def best_of(name: str, runs: Sequence[Run]) -> list[Run]:
+    """As many runs as there are colours, in their order."""
+    protocol, metric = goal_of(name, runs)
+    sign = -1 if LOWER_IS_BETTER.match(metric) else 1
+
+    def number(run: Run) -> float:
+        value = run.sets[name].rows[MODEL].get(protocol, {}).get(metric)
+        return -math.inf if value is None else sign * value
+
+    kept = {run.name for run in sorted(runs, key=number, reverse=True)[: len(COLOURS)]}
+    return [run for run in runs if run.name in kept]
+
+
+def success(name: str, runs: Sequence[Run], heard: Sequence[str] = HEARD) -> list[Curve]:
     curves: list[Curve] = []
     blind: set[str] = set()
+    goal = goal_of(name, runs)
     for i, run in enumerate(runs):
         entry = run.sets[name]
-        protocol = entry.primary[0]
+        protocol = goal[0] if goal[0] in entry.rows[MODEL] else entry.primary[0]
         for row in entry.rows:
-            if row in blind:
+            if row in blind or (row in HEARD and row not in heard) or (row == GUIDED and not heard):
                 continue
             points = levels_of(run, name, row, protocol)
             if points is None:
                 continue
-            own = row == MODEL or row in HEARD
+            own = row in (MODEL, GUIDED) or row in HEARD
             label = row if not own else run.name if row == MODEL else f"{run.name}, {row}"
             curves.append(Curve(label, *points, i if own else -1, row))
             if not own:

@@ -20,6 +20,16 @@ from avloc.report.results import Run
 
 __all__ = ["Section", "write_document"]
 
+LONG = 12
+"""Rows from which a table can be shortened."""
+OPTIONAL = {
+    "heard": "the methods under other sounds",
+    "published": "published rows that no run reproduces",
+    "target": "published rows that runs reproduce",
+    "difference": "differences",
+    "control": "controls",
+}
+"""Kinds of rows that a reader can hide, and how they are called."""
 CELL = re.compile(r"(?P<number>[-+]?[\d.]+)(?: (?P<interval>\[[^\]]*\]))?(?: \((?P<told>.*)\))?")
 
 
@@ -34,6 +44,7 @@ class Section:
         entries: its gallery.
         kept: how many samples the runs kept, of which ``entries`` are shown.
         samples: size of the set.
+        short: what the contents call it, its title by default.
     """
 
     title: str
@@ -42,6 +53,7 @@ class Section:
     entries: Sequence[Entry] = field(default_factory=list)
     kept: int = 0
     samples: int = 0
+    short: str = ""
 
 
 def write_document(path: Path, title: str, runs: Sequence[Run], sections: Sequence[Section]) -> None:
@@ -54,7 +66,9 @@ def write_document(path: Path, title: str, runs: Sequence[Run], sections: Sequen
         sections=shown,
         style=Markup(STYLE),
         script=Markup(SCRIPT),
-        galleries=any(s["entries"] for s in shown),
+        scripted=any(s["entries"] or (len(s["rows"]) > LONG and len(s["optional"]) > 1) for s in shown),
+        long=LONG,
+        inverted=any(a["heard_as"] for s in shown for e in s["entries"] for a in e["answers"]),
         intervals=any(c["interval"] for s in shown for row in s["rows"] for c in row["cells"]),
     )
     path.write_text(text, encoding="utf-8")
@@ -67,10 +81,11 @@ def chapter(number: int, section: Section) -> dict[str, Any]:
     return {
         "id": f"s{number}",
         "title": section.title,
-        "short": table.set if table and table.set else section.title,
+        "short": section.short or section.title,
         "columns": table.columns if table else [],
         "groups": groups,
         "rows": [{"kind": kind, "name": cells[0], "cells": [parts(c) for c in cells[1:]]} for kind, cells in rows],
+        "optional": [(k, told) for k, told in OPTIONAL.items() if table and k in table.kinds],
         "notes": table.notes if table else [],
         "findings": table.findings if table else [],
         "plots": [(p.title, Markup(svg(p, f"s{number}-{i}"))) for i, p in enumerate(section.plots)],
@@ -104,6 +119,7 @@ def shown(entry: Entry) -> dict[str, Any]:
                 "overlap": kept.overlap,
                 "share": kept.share,
                 "confidence": kept.confidence,
+                "heard_as": ", ".join(f"{phrase} {cosine:.2f}" for phrase, cosine in kept.heard_as),
                 "picture": Markup(inline(kept.picture.read_bytes(), "image/jpeg")),
             }
             for run, kept in entry.answers
@@ -161,7 +177,8 @@ tr.own { background: var(--own-soft) } tr.own th { box-shadow: inset 4px 0 var(-
 tr.own th, tr.own .number { font-weight: 650 }
 tr.target th, tr.target td { color: var(--print); font-weight: 600 }
 tr.difference th, tr.difference td { font-style: italic; color: var(--mute) }
-tr:not(.control) + tr.control { border-top: 2px solid var(--rule) }
+tr.group th { font-size: .82rem; font-weight: 600; color: var(--mute); padding-top: 1.1rem }
+tr:not(.control):not(.group) + tr.control { border-top: 2px solid var(--rule) }
 tr.control, tr.heard { color: var(--mute) } tr.heard th { padding-left: 1.8rem }
 .interval, .told { display: block; font-size: .78rem; font-weight: 400; color: var(--mute) }
 .findings { padding-left: 1.2rem } .findings li { margin: .2rem 0 }
@@ -170,6 +187,8 @@ tr.control, tr.heard { color: var(--mute) } tr.heard th { padding-left: 1.8rem }
 .plots figure { margin: 0; max-width: 30rem } .plots svg { width: 100%; height: auto; display: block }
 .plots svg text { font-family: system-ui, sans-serif !important }
 figcaption { font-weight: 600; font-size: .93rem }
+.rows { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: 0 0 .6rem; font-size: .86rem; color: var(--mute) }
+.rows[hidden] { display: none }
 .filters { display: flex; flex-wrap: wrap; gap: .5rem 1.25rem; align-items: center; margin: .5rem 0 1rem;
   font-size: .93rem }
 select { font: inherit; color: inherit; background: var(--soft); border: 1px solid var(--mute); border-radius: .35rem;
@@ -186,13 +205,21 @@ select { font: inherit; color: inherit; background: var(--soft); border: 1px sol
 footer { margin-top: 3rem; border-top: 1px solid var(--rule); color: var(--mute); font-size: .86rem; max-width: 75ch }
 @media print { :root { color-scheme: light; --paper: #fff; --ink: #000; --mute: #444; --rule: #bbb; --soft: #fff;
   --own: #1d6fb8; --own-soft: #eef4fa; --print: #8a5a0b; --bad: #b3261e; --good: #1c7c4a }
-  body { padding: 0; max-width: none; font-size: 10pt } .filters, audio, nav { display: none }
+  body { padding: 0; max-width: none; font-size: 10pt } .filters, .rows, audio, nav { display: none }
   .wide { overflow: visible }
   th, td { padding: .2rem .4rem } tr, figure { break-inside: avoid } h2, h3 { break-after: avoid }
   .gallery { grid-template-columns: 1fr 1fr } }
 """
 
 SCRIPT = """
+for (const form of document.querySelectorAll('form.rows')) {
+  const table = form.nextElementSibling;
+  form.hidden = false;
+  form.addEventListener('change', e => {
+    for (const row of table.querySelectorAll('tr.' + e.target.name)) row.hidden = !e.target.checked;
+  });
+  form.addEventListener('submit', e => e.preventDefault());
+}
 for (const form of document.querySelectorAll('form.filters')) {
   const gallery = form.nextElementSibling, figures = [...gallery.children];
   const update = () => {
@@ -240,6 +267,13 @@ PAGE = """<!doctype html>
 <section aria-labelledby="{{ s.id }}">
 <h2 id="{{ s.id }}">{{ s.title }}</h2>
 {% if s.rows %}
+{% if s.rows|length > long and s.optional|length > 1 %}
+<form class="rows" hidden aria-label="Rows of {{ s.title }}">
+{% for kind, told in s.optional %}
+<label><input type="checkbox" checked name="{{ kind }}"> {{ told }}</label>
+{% endfor %}
+</form>
+{% endif %}
 <div class="wide" tabindex="0" role="region" aria-labelledby="{{ s.id }}">
 <table>
 <thead>
@@ -251,10 +285,14 @@ PAGE = """<!doctype html>
 </thead>
 <tbody>
 {% for row in s.rows %}
+{% if row.kind == 'group' %}
+<tr class="group"><th scope="rowgroup">{{ row.name }}</th><td colspan="{{ row.cells|length }}"></td></tr>
+{% else %}
 <tr class="{{ row.kind }}"><th scope="row">{{ row.name }}</th>
 {%- for c in row.cells %}<td><span class="number">{{ c.number }}</span>
 {%- if c.interval %}<span class="interval">{{ c.interval }}</span>{% endif %}
 {%- if c.told %}<span class="told">{{ c.told }}</span>{% endif %}</td>{% endfor %}</tr>
+{% endif %}
 {% endfor %}
 </tbody>
 </table>
@@ -295,7 +333,8 @@ the part found at 0.5, from which the IoU follows.</p>
 <span class="kind {{ a.kind|replace(' ', '-') }}">{{ a.kind }}</span>
 {% if a.overlap is not none %}<span>IoU {{ "%.2f"|format(a.overlap) }}</span>{% else %}
 <span>covers {{ "%.0f"|format(100 * a.share) }} %</span>{% endif %}
-<span>confidence {{ "%.2f"|format(a.confidence) }}</span></p>
+<span>confidence {{ "%.2f"|format(a.confidence) }}</span>
+{% if a.heard_as %}<span>heard as {{ a.heard_as }}</span>{% endif %}</p>
 <img loading="lazy" src="{{ a.picture }}" alt="{{ a.run }} on {{ e.label or e.key }}: {{ a.kind }}">
 {% endfor %}
 {% if e.sound %}<audio controls preload="none" src="{{ e.sound }}" aria-label="Sound of {{ e.key }}"></audio>{% endif %}
@@ -313,6 +352,10 @@ the part found at 0.5, from which the IoU follows.</p>
 <footer>
 <p>All numbers are percent unless their name says otherwise. Controls answer without hearing or without looking: what a
 method has learnt is what it gains over the best of them.</p>
+{% if inverted %}
+<p>"Heard as" names the class phrases of the set whose text embeddings are nearest to what the method makes of the
+sound, with their cosines.</p>
+{% endif %}
 {% if intervals %}
 <p>Numbers in brackets are 95 % intervals: percentiles of bootstrap resamples of the set's samples, in which the frames
 of a clip and the members of an interactive group stay together. A threshold that a protocol chooses on the set is held
@@ -320,7 +363,7 @@ fixed. Differences are paired: both sides are resampled alike. A number of a run
 samples. An interval without width says that all samples scored alike, not that the number is certain.</p>
 {% endif %}
 </footer>
-{% if galleries %}
+{% if scripted %}
 <script>{{ script }}</script>
 {% endif %}
 </body>

@@ -32,6 +32,8 @@ class Kept:
         confidence: the method's own.
         picture: JPEG.
         sound: WAV, or None.
+        heard_as: the class phrases nearest to the sound with their cosines, the nearest first; [] for a method that
+            cannot be read (`avloc.methods.acl.inversion`).
     """
 
     set: str
@@ -45,6 +47,7 @@ class Kept:
     confidence: float
     picture: Path
     sound: Path | None
+    heard_as: Sequence[tuple[str, float]] = ()
 
     @property
     def kind(self) -> str:

@@ -263,7 +263,7 @@ class Bounds:
     def __init__(self, rescore: Rescore | None = None) -> None:
         self.rescore = rescore
         self.found: dict[tuple[str, str, str, str, str], Statistic | None] = {}
-        self.computed: dict[tuple[str, str, str], dict[str, Interval]] = {}
+        self.computed: dict[tuple[str, str, str, str], dict[str, Interval]] = {}
 
     def statistic(self, run: Run, name: str, column: tuple[str, str], row: str = MODEL) -> Statistic | None:
         """What a metric of a row of a set is a mean of; ``column`` is (protocol, metric)."""
@@ -273,19 +273,20 @@ class Bounds:
             self.found[key] = None if samples is None else find_statistic(samples, *column, numbers)
         return self.found[key]
 
-    def of(self, run: Run, name: str, column: tuple[str, str], again: bool = True) -> Interval | None:
-        """The interval of a number of the model's row.
+    def of(self, run: Run, name: str, column: tuple[str, str], again: bool = True, row: str = MODEL) -> Interval | None:
+        """The interval of a number of a row.
 
         Args:
             column: (protocol, metric).
             again: compute a number that is no mean again on every resample, which takes seconds; else it has an
                 interval only if somebody asked for its protocol before.
+            row: the model's by default.
         """
-        statistic = self.statistic(run, name, column)
+        statistic = self.statistic(run, name, column, row)
         if statistic is not None:
             return interval(statistic)
-        key = (str(run.folder), name, column[0])
-        samples = run.samples(name)
+        key = (str(run.folder), name, row, column[0])
+        samples = run.samples(name, row)
         if key not in self.computed and again and self.rescore is not None and samples is not None:
             self.computed[key] = rescored(samples, column[0], self.rescore)
         return self.computed.get(key, {}).get(column[1])

@@ -1,28 +1,33 @@
 """Which number stands in which cell: runs' own rows, controls and published rows, by test set or as a paper's table.
 
-``shuffled sound``, ``silenced`` and ``noise`` belong to their run; the other controls see no model, so runs that agree
-on them share one row. Every number that is a mean over samples comes with its 95 % interval (`Bounds`).
+``with OGL``, ``shuffled sound``, ``silenced`` and ``noise`` belong to their run; the controls see no model, so runs
+that agree on them share one row. Every number that is a mean over samples comes with its 95 % interval (`Bounds`).
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import combinations
+from itertools import combinations, groupby
 
 from avloc.report import published
 from avloc.report.intervals import Bounds, Interval
-from avloc.report.results import HEARD, MODEL, Measured, Run, Scores
+from avloc.report.results import GUIDED, HEARD, LOWER_IS_BETTER, MODEL, Measured, Run, Scores
 
-__all__ = ["ResultTable", "compare", "paper_table", "universal_table", "with_distinct_names"]
+__all__ = ["ResultTable", "compare", "paper_table", "tables_with_rows", "universal_table", "with_distinct_names"]
 
-LOWER_IS_BETTER = re.compile(r"^(g?fpr|pia|recall_precision_gap|share)")
 NO_FRACTION = re.compile(r"threshold|^n(_|$)|^count$")
+MOST_PAIRED = 4
+"""Runs up to which every two are compared; of more, each is compared with the best."""
 UNIVERSAL = "universal"
 """Protocol of the threshold that all sets share."""
 
+NAMED = 3
+"""Runs that a control's row names."""
+OWN = (MODEL, GUIDED)
 Column = tuple[str, str]
 
 
@@ -36,7 +41,7 @@ class ResultTable:
         rows: as many cells as columns; "" where there is no value.
         notes: what a reader must know: missing samples, doubts about printed cells.
         kinds: of each row: ``own``, ``heard`` (the model under other sounds), ``control``, ``published``, ``target``
-            (the published row that a run reproduces) or ``difference``.
+            (the published row that a run reproduces), ``difference`` or ``group`` (a heading above rows, no cells).
         groups: heading above each column, "" for none; empty where no column has one.
         findings: sentences on differences between runs.
         set: the test set, "" for a paper's table.
@@ -71,37 +76,40 @@ def compare(runs: Sequence[Run], metrics: str = "headline", bounds: Bounds | Non
 
 
 def set_table(name: str, runs: Sequence[Run], metrics: str, bounds: Bounds | None) -> ResultTable:
-    """The table of one test set."""
-    goal = runs[0].sets[name].primary
-    targets = {run.name: target for run in runs if (target := published_row(run)) is not None}
-    columns = columns_of(name, runs, targets, metrics)
+    """The table of one test set; where runs were told to judge it by different metrics, by that of most."""
+    goal = goal_of(name, runs)
+    answers = [Answer(run, row) for run in runs for row in run.own_rows if row in run.sets[name].rows]
+    targets = {a.name: found for a in answers if (found := a.printed_on(name)) is not None}
+    columns = columns_of(name, runs, [row for _, row in targets.values()], metrics)
     size = ", ".join(dict.fromkeys(str(run.sets[name].n) for run in runs))
     headings = ["", *[heading(column, columns) for column in columns], f"{goal[1]} over best control"]
     table = ResultTable(f"{name} ({size} samples), percent", headings, [], [], set=name)
     notes: list[str] = []
-    for run in runs:
-        entry = run.sets[name]
-        table.add("own", [run.name, *own_cells(run, name, columns, bounds), gain(run, name, bounds)])
-        for row in HEARD:
-            if row in entry.rows:
-                table.add("heard", [f"{run.name}, {row}", *cells(entry.rows[row], columns), ""])
-        notes += notes_on(run, name)
-        if entry.primary != goal:
-            notes.append(f"{run.name} was selected by {'/'.join(entry.primary)}, not by {'/'.join(goal)}.")
-        if target := targets.get(run.name):
-            assert run.reproduces
-            source = f"{run.reproduces['paper']} table {run.reproduces['table']}"
+    for a in answers:
+        run, entry = a.run, a.run.sets[name]
+        table.add("own", [a.name, *own_cells(run, name, columns, bounds, a.row), gain(run, name, goal, bounds, a.row)])
+        if a.row == MODEL:
+            for row in HEARD:
+                if row in entry.rows:
+                    table.add("heard", [f"{run.name}, {row}", *cells(entry.rows[row], columns), ""])
+            notes += notes_on(run, name)
+            if entry.primary != goal:
+                notes.append(f"{run.name} was selected by {'/'.join(entry.primary)}, not by {'/'.join(goal)}.")
+        if a.name in targets:
+            source, target = targets[a.name]
             printed = [target.value(entry.published, published_name(*column)) for column in columns]
             if any(printed):
-                table.add(
-                    "target", [f"published: {target.name}, {source}", *[v.percent if v else "" for v in printed], ""]
-                )
-                table.add(
-                    "difference", [f"{run.name} - published", *differences(entry.rows[MODEL], columns, printed), ""]
-                )
+                told = [v.percent if v else "" for v in printed]
+                table.add("target", [f"published: {target.name}, {source}", *told, ""])
+                apart = differences(entry.rows[a.row], columns, printed)
+                table.add("difference", [f"{a.name} - published", *apart, ""])
                 notes += [f"{source}: {doubt}" for doubt in target.doubts]
             else:
-                notes.append(f"{run.name} reproduces {target.name}, {source}, which has no number on {name}.")
+                notes.append(f"{a.name} was scored by no metric that {source} prints of {name}.")
+        elif (wanted := a.reproduced) is not None:
+            assert run.reproduces
+            source = f"{run.reproduces['paper']} table {run.reproduces['table']}"
+            notes.append(f"{a.name} reproduces {wanted.name}, {source}, which has no number on {name}.")
     for row, values in blind_controls((run.name, cells_of_rows(run, name, columns)) for run in runs):
         table.add("control", [row, *values, ""])
     table.findings.extend(findings(name, runs, goal, bounds))
@@ -109,10 +117,51 @@ def set_table(name: str, runs: Sequence[Run], metrics: str, bounds: Bounds | Non
     return table
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A row of a run that is its method's own answer: as it is, or with object guidance."""
+
+    run: Run
+    row: str
+
+    @property
+    def name(self) -> str:
+        return self.run.name if self.row == MODEL else f"{self.run.name} + OGL"
+
+    @property
+    def reproduced(self) -> published.Row | None:
+        """The published row to compare with: with OGL for the answer with OGL; None where the paper has none."""
+        wanted = self.run.reproduces
+        if not wanted or len(self.run.own_rows) == 1:
+            return published.find(**wanted) if wanted else None
+        try:
+            return published.find(**wanted | {"ogl": self.row == GUIDED})
+        except published.PublishedError:
+            return None
+
+    @property
+    def alike(self) -> dict[published.Place, published.Row]:
+        """Every published row of the model that is reproduced, by (paper, table), the named one first."""
+        row, wanted = self.reproduced, self.run.reproduces
+        return {} if row is None or not wanted else published.alike(wanted["paper"], wanted["table"], row)
+
+    def printed_on(self, name: str) -> tuple[str, published.Row] | None:
+        """(paper and table, row) of the first published row of the reproduced model with a number on a test set."""
+        benchmark, wanted = self.run.sets[name].published, self.run.reproduces
+        for (paper, table), row in self.alike.items():
+            if wanted and paper == wanted["paper"] and any(v.benchmark == benchmark for v in row.values):
+                return f"{paper} table {table}", row
+        return None
+
+
+GROUPS = {"prior": "published methods", "baseline": "published baselines", "ours": "the paper's own"}
+
+
 def paper_table(runs: Sequence[Run], paper: str, table: str, bounds: Bounds | None = None) -> ResultTable:
     """A published table, whole, with runs' rows and the controls under the same columns.
 
-    A run stands below the row that it reproduces, with the difference, or below all rows.
+    A run stands below the row of the model that it reproduces, whatever table its experiment names, with the
+    difference, or below all rows. Runs that were scored on none of the table's sets are left out.
 
     Args:
         paper, table: as in `avloc.report.published.find_table`.
@@ -122,8 +171,10 @@ def paper_table(runs: Sequence[Run], paper: str, table: str, bounds: Bounds | No
     """
     printed, about = published.find_table(paper, table), published.load(paper)
     columns = printed.columns
-    runs = with_distinct_names(runs)
-    places = {run.name: [place(run, paper, column) for column in columns] for run in runs}
+    named = with_distinct_names(runs)
+    places = {run.name: [place(run, paper, column) for column in columns] for run in named}
+    runs = [run for run in named if any(places[run.name])]
+    answers = [Answer(run, row) for run in runs for row in run.own_rows]
     out = ResultTable(
         f"{paper} table {table}: {printed.caption}, percent",
         ["", *[metric for _, metric in columns]],
@@ -131,49 +182,88 @@ def paper_table(runs: Sequence[Run], paper: str, table: str, bounds: Bounds | No
         [],
         groups=["", *[benchmark for benchmark, _ in columns]],
     )
-    targets = {run.name: target_in(run, paper, table) for run in runs}
-    for row in printed.rows:
-        mine = [run for run in runs if targets[run.name] == row]
-        values = [row.value(*column) for column in columns]
-        out.add("target" if mine else "published", [row.name, *[v.percent if v else "" for v in values]])
-        for run in mine:
-            measured = [value(run, at) for at in places[run.name]]
-            names = [metric for _, metric in columns]
-            apart = [f"{run.name} - {row.name}", *map(signed, names, measured, values)]
-            add_run(out, run, places[run.name], bounds, apart)
-    for run in runs:
-        if targets[run.name] is None:
-            add_run(out, run, places[run.name], bounds)
-            out.notes.append(f"{run.name} reproduces no row of this table, so no difference is given.")
-    for name, control in blind_controls((run.name, placed_rows(run, places[run.name])) for run in runs):
+    targets = {a.name: a.alike.get((paper, str(table))) for a in answers}
+    grouped = len({row.group for row in printed.rows}) > 1
+    for group, rows in groupby(printed.rows, key=lambda row: row.group):
+        if grouped:
+            out.add("group", [GROUPS.get(group, group), *[""] * len(columns)])
+        for row in rows:
+            mine = [a for a in answers if targets[a.name] == row]
+            values = [row.value(*column) for column in columns]
+            out.add("target" if mine else "published", [row.name, *[v.percent if v else "" for v in values]])
+            for a in mine:
+                measured = [value(a.run, at, a.row) for at in places[a.run.name]]
+                names = [metric for _, metric in columns]
+                apart = [f"{a.name} - {row.name}", *map(signed, names, measured, values)]
+                add_answer(out, a, places[a.run.name], bounds, apart)
+    others = [a for a in answers if targets[a.name] is None]
+    if others and grouped:
+        out.add("group", ["runs without a row of this table", *[""] * len(columns)])
+    for a in others:
+        add_answer(out, a, places[a.run.name], bounds)
+    if others:
+        out.notes.append(
+            f"{listed(a.name for a in others)}: reproduces no row of this table, so no difference is given."
+        )
+    controls = blind_controls((run.name, placed_rows(run, places[run.name])) for run in runs)
+    if controls and grouped:
+        out.add("group", ["controls that see no model", *[""] * len(columns)])
+    for name, control in controls:
         out.add("control", [name, *control])
+    scored: dict[str, list[str]] = {}
     for run in runs:
         used = dict.fromkeys((name, protocol) for at in places[run.name] if at for name, (protocol, _) in [at])
-        told = ", ".join(f"{name} by {protocol}" for name, protocol in used)
-        out.notes.append(f"{run.name}: {told}." if used else f"{run.name} was scored on none of these sets.")
+        scored.setdefault(", ".join(f"{name} by {protocol}" for name, protocol in used), []).append(run.name)
         out.notes.extend(
             f"{name}: {note}" for name in dict.fromkeys(n for n, _ in used) for note in notes_on(run, name)
         )
+    out.notes.extend(f"{listed(names)}: {told}." for told, names in scored.items())
+    if absent := [run.name for run in named if not any(places[run.name])]:
+        out.notes.append(f"{listed(absent)}: scored on none of these sets.")
     for name in dict.fromkeys(at[0] for run in runs for at in places[run.name] if at):
-        scored = [run for run in runs if name in run.sets]
-        out.findings.extend(f"{name}: {f}" for f in findings(name, scored, scored[0].sets[name].primary, bounds))
+        mine_too = [run for run in runs if name in run.sets]
+        out.findings.extend(f"{name}: {f}" for f in findings(name, mine_too, goal_of(name, mine_too), bounds))
     out.notes[:] = dict.fromkeys([*out.notes, *printed.doubts, f"Source: {about.authors}, {about.title!r}."])
     return out
 
 
-def add_run(
+def tables_with_rows(runs: Sequence[Run], papers: Sequence[str]) -> list[tuple[published.Place, list[Run]]]:
+    """The published tables in which at least one run has a row with a number, each with the runs that belong in it:
+    those, and runs that were scored on its sets and reproduce no published row at all.
+
+    Raises:
+        PublishedError: there is no such paper.
+    """
+    out = []
+    alike = {run.name: {p for row in run.own_rows for p in Answer(run, row).alike} for run in runs}
+    for paper in papers:
+        for table in published.load(paper).tables:
+            columns = published.find_table(paper, table.id).columns
+            placed = [run for run in runs if any(place(run, paper, column) for column in columns)]
+            if any((paper, table.id) in alike[run.name] for run in placed):
+                mine = [run for run in placed if (paper, table.id) in alike[run.name] or not run.reproduces]
+                out.append(((paper, table.id), mine))
+    return out
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def add_answer(
     out: ResultTable,
-    run: Run,
+    answer: Answer,
     places: Sequence[tuple[str, Column] | None],
     bounds: Bounds | None,
     apart: list[str] | None = None,
 ) -> None:
     """A run's own row, how far it is apart from the published one, and its rows under other sounds."""
-    out.add("own", [run.name, *[with_interval(run, at, bounds) for at in places]])
+    run = answer.run
+    out.add("own", [answer.name, *[with_interval(run, at, bounds, answer.row) for at in places]])
     if apart:
         out.add("difference", apart)
     for row, values in placed_rows(run, places).items():
-        if row in HEARD:
+        if row in HEARD and answer.row == MODEL:
             out.add("heard", [f"{run.name}, {row}", *values])
 
 
@@ -192,8 +282,9 @@ def universal_table(runs: Sequence[Run], bounds: Bounds | None = None) -> Result
             own = [run.name, name, threshold_of(run), *own_cells(run, name, columns, bounds)]
             out.add("own", own)
             for row, values in run.sets[name].rows.items():
-                if row in HEARD and UNIVERSAL in values:
-                    out.add("heard", [f"{run.name}, {row}", name, own[2], *cells(values, columns)])
+                if row in (GUIDED, *HEARD) and UNIVERSAL in values:
+                    kind, told = ("own", " + OGL") if row == GUIDED else ("heard", f", {row}")
+                    out.add(kind, [f"{run.name}{told}", name, own[2], *cells(values, columns)])
         for row, control in blind_controls((run.name, cells_at_threshold(run, name, columns)) for run in scored):
             out.add("control", [row, name, *control])
     for run in runs:
@@ -223,54 +314,83 @@ def notes_on(run: Run, name: str) -> list[str]:
 
 
 def findings(name: str, runs: Sequence[Run], goal: Column, bounds: Bounds | None) -> list[str]:
-    """Each pair of runs that saw the same samples: the difference in the primary metric and its interval."""
+    """Each pair of runs that saw the same samples: the difference in the primary metric and its interval.
+
+    Of many runs (`MOST_PAIRED`) the best is compared with each other one; so is a run without OGL with itself.
+    """
     if bounds is None:
         return []
     told = []
-    for first, second in combinations(runs, 2):
+    pairs = list(combinations(runs, 2))
+    if len(runs) > MOST_PAIRED:
+        best = best_run(name, runs, goal)
+        pairs = [(best, run) for run in runs if run is not best]
+    for run in runs:
+        found = bounds.between((run, GUIDED), (run, MODEL), name, goal) if GUIDED in run.sets[name].rows else None
+        if found is not None:
+            told.append(f"{run.name}, with OGL - without: {paired(found)} points of {goal[1]}{unsure(found)}.")
+    for first, second in pairs:
         found = bounds.between((first, MODEL), (second, MODEL), name, goal)
         if found is None:
+            unscored = [r.name for r in (first, second) if goal[1] not in r.sets[name].rows[MODEL].get(goal[0], {})]
             known = all(bounds.statistic(run, name, goal) for run in (first, second))
             why = "the runs did not keep the same samples" if known else f"{goal[1]} is no mean over kept samples"
+            why = f"{listed(unscored)} has no {'/'.join(goal)}" if unscored else why
             told.append(f"{first.name} - {second.name}: no paired interval, {why}.")
             continue
         samples = len(first.samples(name) or ())
-        sure = "" if found.low > 0 or found.high < 0 else "; the interval holds zero"
-        text = f"{100 * found.value:+.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-        told.append(f"{first.name} - {second.name}: {text} points of {goal[1]} on the same {samples} samples{sure}.")
+        told.append(
+            f"{first.name} - {second.name}: {paired(found)} points of {goal[1]} on the same {samples} samples"
+            f"{unsure(found)}."
+        )
     return told
+
+
+def best_run(name: str, runs: Sequence[Run], goal: Column) -> Run:
+    numbers = [run.sets[name].rows[MODEL].get(goal[0], {}).get(goal[1]) for run in runs]
+    known = [(number, i) for i, number in enumerate(numbers) if number is not None] or [(0.0, 0)]
+    return runs[(min if LOWER_IS_BETTER.match(goal[1]) else max)(known)[1]]
+
+
+def paired(found: Interval) -> str:
+    return f"{100 * found.value:+.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
+def unsure(found: Interval) -> str:
+    return "" if found.low > 0 or found.high < 0 else "; the interval holds zero"
 
 
 def place(run: Run, paper: str, column: Column) -> tuple[str, Column] | None:
     """(set, (protocol, metric)) that belongs under a paper's (benchmark, metric); None where nothing was measured.
 
-    The paper's own rule comes first (``avs/gavs`` for gavs), then the set's primary one.
+    Success rates are those of boxes where a benchmark is scored by boxes and by masks. Then the paper's own rule comes
+    first (``avs/gavs`` for gavs), then the set's primary one, then the first of the first set.
     """
     benchmark, metric = column
-    for name, entry in run.sets.items():
-        if entry.published != benchmark:
-            continue
-        measured = [(p, m) for p, values in entry.rows[MODEL].items() for m in values if published_name(p, m) == metric]
-        own = paper.partition("_")[0]
-        order = sorted(measured, key=lambda c: (c[0].rpartition("/")[2] != own, c[0] != entry.primary[0]))
-        if order:
-            return name, order[0]
-    return None
+    measured = [
+        (name, (protocol, found))
+        for name, entry in run.sets.items()
+        if entry.published == benchmark
+        for protocol, values in entry.rows[MODEL].items()
+        for found in values
+        if published_name(protocol, found) == metric
+    ]
 
+    def order(at: tuple[str, Column]) -> tuple[bool, bool, bool]:
+        name, (protocol, found) = at
+        family, _, rule = protocol.partition("/")
+        of_masks = family == "avs" and found.startswith(("ciou", "auc"))
+        return of_masks, rule != paper.partition("_")[0], protocol != run.sets[name].primary[0]
 
-def target_in(run: Run, paper: str, table: str) -> published.Row | None:
-    wanted = run.reproduces
-    return (
-        published.find(**wanted) if wanted and (wanted["paper"], str(wanted["table"])) == (paper, str(table)) else None
-    )
+    return min(measured, key=order, default=None)
 
 
 def value(run: Run, at: tuple[str, Column] | None, row: str = MODEL) -> float | None:
     return None if at is None else run.sets[at[0]].rows.get(row, {}).get(at[1][0], {}).get(at[1][1])
 
 
-def with_interval(run: Run, at: tuple[str, Column] | None, bounds: Bounds | None) -> str:
-    return "" if at is None else own_cells(run, at[0], [at[1]], bounds)[0]
+def with_interval(run: Run, at: tuple[str, Column] | None, bounds: Bounds | None, row: str = MODEL) -> str:
+    return "" if at is None or row not in run.sets[at[0]].rows else own_cells(run, at[0], [at[1]], bounds, row)[0]
 
 
 def placed_rows(run: Run, places: Sequence[tuple[str, Column] | None]) -> dict[str, list[str]]:
@@ -280,27 +400,34 @@ def placed_rows(run: Run, places: Sequence[tuple[str, Column] | None]) -> dict[s
 
 
 def cells_of_rows(run: Run, name: str, columns: Sequence[Column]) -> dict[str, list[str]]:
-    return {row: cells(values, columns) for row, values in run.sets[name].rows.items() if row != MODEL}
+    return {row: cells(values, columns) for row, values in run.sets[name].rows.items() if row not in OWN}
 
 
 def blind_controls(runs: Iterable[tuple[str, dict[str, list[str]]]]) -> list[tuple[str, list[str]]]:
-    """The controls that see no model, from each run's rows: once where no two runs disagree, else once a run."""
+    """The controls that see no model, from each run's rows: once for all runs that agree."""
     found: dict[str, list[tuple[str, list[str]]]] = {}
     for run, rows in runs:
         for row, values in rows.items():
-            if row not in HEARD:
+            if row not in (*OWN, *HEARD):
                 found.setdefault(row, []).append((run, values))
     out = []
     for row, measured in found.items():
-        columns = [set(filter(None, column)) for column in zip(*(values for _, values in measured), strict=True)]
-        if all(len(column) <= 1 for column in columns):
-            out.append((row, [next(iter(column), "") for column in columns]))
-        else:
-            out += [(f"{row} ({run})", values) for run, values in measured]
+        agreed: list[tuple[list[str], list[str]]] = []
+        for run, values in measured:
+            for names, known in agreed:
+                if all(a == b or not a or not b for a, b in zip(known, values, strict=True)):
+                    names.append(run)
+                    known[:] = [a or b for a, b in zip(known, values, strict=True)]
+                    break
+            else:
+                agreed.append(([run], list(values)))
+        for names, known in agreed:
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            out.append((f"{row} ({listed(names[:NAMED])}{more})" if len(agreed) > 1 else row, known))
     return out
 
 
-def columns_of(name: str, runs: Sequence[Run], targets: dict[str, published.Row], metrics: str) -> list[Column]:
+def columns_of(name: str, runs: Sequence[Run], targets: Sequence[published.Row], metrics: str) -> list[Column]:
     """(protocol, metric) of each column, the primary one first."""
     measured = dict.fromkeys(
         (protocol, metric)
@@ -308,7 +435,8 @@ def columns_of(name: str, runs: Sequence[Run], targets: dict[str, published.Row]
         for protocol, values in run.sets[name].rows[MODEL].items()
         for metric in values
     )
-    goal = runs[0].sets[name].primary
+    goal = goal_of(name, runs)
+    goals = {run.sets[name].primary for run in runs}
     ordered = [
         goal,
         *[c for c in measured if c != goal and c[0] == goal[0]],
@@ -317,11 +445,11 @@ def columns_of(name: str, runs: Sequence[Run], targets: dict[str, published.Row]
     if metrics == "all":
         return ordered
     benchmark = runs[0].sets[name].published
-    printed = {v.metric for target in targets.values() for v in target.values if v.benchmark == benchmark}
+    printed = {v.metric for target in targets for v in target.values if v.benchmark == benchmark}
     taken: dict[str, Column] = {}
     for column in ordered:
         metric = published_name(*column)
-        if column == goal or metric in printed or (column[0] == goal[0] and metric in known_metrics()):
+        if column in goals or metric in printed or (column[0] == goal[0] and metric in known_metrics()):
             taken.setdefault(metric, column)
     return list(taken.values())
 
@@ -338,23 +466,24 @@ def known_metrics() -> frozenset[str]:
     return frozenset(v.metric for table in tables for row in table.rows for v in row.values)
 
 
-def published_row(run: Run) -> published.Row | None:
-    return published.find(**run.reproduces) if run.reproduces else None
+def goal_of(name: str, runs: Sequence[Run]) -> Column:
+    """The primary (protocol, metric) of most runs, of the first one among equals."""
+    return Counter(run.sets[name].primary for run in runs).most_common(1)[0][0]
 
 
-def gain(run: Run, name: str, bounds: Bounds | None) -> str:
-    """Points of the primary metric over the best control, signed, with their paired interval; "" without controls."""
+def gain(run: Run, name: str, goal: Column, bounds: Bounds | None, own: str = MODEL) -> str:
+    """Points of a metric over the best control, signed, with their paired interval; "" without controls."""
     entry: Scores = run.sets[name]
-    protocol, metric = entry.primary
-    found = {row: values.get(protocol, {}).get(metric) for row, values in entry.rows.items() if row != MODEL}
+    protocol, metric = goal
+    found = {row: values.get(protocol, {}).get(metric) for row, values in entry.rows.items() if row not in OWN}
     controls = {row: value for row, value in found.items() if value is not None}
-    value = entry.rows[MODEL][protocol][metric]
+    value = entry.rows[own].get(protocol, {}).get(metric)
     if not controls or value is None:
         return ""
     lower = bool(LOWER_IS_BETTER.match(metric))
     best = (min if lower else max)(controls, key=controls.__getitem__)
-    pair = [(run, best), (run, MODEL)] if lower else [(run, MODEL), (run, best)]
-    between = bounds.between(pair[0], pair[1], name, entry.primary) if bounds else None
+    pair = [(run, best), (run, own)] if lower else [(run, own), (run, best)]
+    between = bounds.between(pair[0], pair[1], name, goal) if bounds else None
     points = controls[best] - value if lower else value - controls[best]
     return f"{100 * points:+.2f}{bracketed(between)} ({best})"
 
@@ -371,13 +500,16 @@ def signed(metric: str, measured: float | None, printed: published.Value | None)
     return f"{100 * (measured - printed.fraction):+.2f}"
 
 
-def own_cells(run: Run, name: str, columns: Iterable[Column], bounds: Bounds | None) -> list[str]:
-    values = run.sets[name].rows[MODEL]
+def own_cells(run: Run, name: str, columns: Iterable[Column], bounds: Bounds | None, row: str = MODEL) -> list[str]:
+    values = run.sets[name].rows[row]
     out = []
     for column in columns:
         number = values.get(column[0], {}).get(column[1])
         known = number is not None and bounds is not None and not NO_FRACTION.search(column[1])
-        out.append(cell(column[1], number) + bracketed(bounds.of(run, name, column) if known and bounds else None))
+        out.append(
+            cell(column[1], number)
+            + bracketed(bounds.of(run, name, column, column[0] != UNIVERSAL, row) if known and bounds else None)
+        )
     return out
 
 

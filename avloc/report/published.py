@@ -15,7 +15,19 @@ from typing import Any
 
 import yaml
 
-__all__ = ["Paper", "PublishedError", "Reference", "Row", "Table", "Value", "find", "find_table", "load", "papers"]
+__all__ = [
+    "Paper",
+    "PublishedError",
+    "Reference",
+    "Row",
+    "Table",
+    "Value",
+    "alike",
+    "find",
+    "find_table",
+    "load",
+    "papers",
+]
 
 FOLDER = Path(__file__).parent / "published"
 LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # leaves every scalar a string
@@ -198,6 +210,64 @@ def find(paper: str, table: str, method: str, variant: str | None = None, ogl: b
     names = "; ".join(row.name for row in rows)
     wanted = f"{method} ({variant})" if variant else method
     raise PublishedError(f"Table {table} of {paper!r} has no row {wanted!r} with ogl={ogl}; its rows are: {names}.")
+
+
+Place = tuple[str, str]
+"""Paper and table."""
+
+
+def alike(paper: str, table: str, row: Row) -> dict[Place, Row]:
+    """Every row that prints the same model as this one, by (paper, table), this one first.
+
+    A paper prints one model under several names: its main result is a row of each of its ablations. Two rows are the
+    same model when they have the same method, training data and use of OGL and agree on every cell that both print:
+    on two cells or more, or on none but under one name in one paper. Two rows of ablations are not joined by their
+    cells alone, for neighbours in an ablation may agree by accident.
+    """
+    start = (paper, str(table), row)
+    found, waiting = [start], [start]
+    while waiting:
+        here = waiting.pop()
+        new = [other for other in all_rows().get(row.method, ()) if other not in found and same_model(here, other)]
+        found += new
+        waiting += new
+    order = sorted(found, key=lambda f: (f != start, f[0] != paper))
+    places: dict[Place, Row] = {}
+    for where in order:
+        places.setdefault(where[:2], where[2])
+    return places
+
+
+@cache
+def all_rows() -> dict[str, list[tuple[str, str, Row]]]:
+    """Method to its (paper, table, row) in all papers."""
+    found: dict[str, list[tuple[str, str, Row]]] = {}
+    for paper in papers():
+        for table in load(paper).tables:
+            for row in find_table(paper, table.id).rows:
+                found.setdefault(row.method, []).append((paper, table.id, row))
+    return found
+
+
+def same_model(first: tuple[str, str, Row], second: tuple[str, str, Row]) -> bool:
+    (paper, table, a), (other_paper, other_table, b) = first, second
+    trained, other_trained = a.trained_on or "", b.trained_on or ""
+    if (paper, table) == (other_paper, other_table) or bool(a.flags["ogl"]) != bool(b.flags["ogl"]):
+        return False
+    if trained not in other_trained and other_trained not in trained:
+        return False
+    shared = [(v, w) for v in a.values if (w := b.value(v.benchmark, v.metric)) is not None]
+    if not all(agree(v, w) for v, w in shared):
+        return False
+    if paper == other_paper and a.variant == b.variant:
+        return True
+    return len(shared) > 1 and not a.group == b.group == "ablation"
+
+
+def agree(a: Value, b: Value) -> bool:
+    """Whether two cells print one number, to the digits of the shorter one."""
+    digits = min(-int(Decimal(v.percent).as_tuple().exponent) for v in (a, b))
+    return round(Decimal(a.percent), digits) == round(Decimal(b.percent), digits)
 
 
 def read_table(table: dict[str, Any], doubts: list[dict[str, str]]) -> Table:

@@ -9,12 +9,13 @@ from::
                         "notes": [str], "rows": {"model": {protocol: {metric: fraction | [curve]}}, ...}}}}
     {"experiment": str, "reproduces": {"paper": str, "table": str, "method": str, "variant": str} | null}
 
-Every row but ``model`` is a control.
+Every row but ``model`` and ``with OGL`` is a control.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,11 +27,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-__all__ = ["HEARD", "MODEL", "ResultsError", "Run", "Samples", "Scores", "read_run"]
+__all__ = ["GUIDED", "HEARD", "LOWER_IS_BETTER", "MODEL", "ResultsError", "Run", "Samples", "Scores", "read_run"]
 
 MODEL = "model"
+GUIDED = "with OGL"
+"""Row of the model with object-guided localisation (`avloc.methods.baselines.ogl`)."""
 HEARD = ("shuffled sound", "silenced", "noise")
 """Rows of the model itself under other sounds; the other controls see no model."""
+
+LOWER_IS_BETTER = re.compile(r"^(g?fpr|pia|recall_precision_gap|share)")
+"""Metrics of which less is better."""
 
 Floats = NDArray[np.float64]
 Measured = dict[str, dict[str, "float | None"]]
@@ -116,6 +122,12 @@ class Run:
     reproduces: dict[str, Any] | None
     universal: dict[str, Any] | None = None
     about: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def own_rows(self) -> tuple[str, ...]:
+        """The rows that are answers of the method to the sets' own sounds."""
+        guided = any(GUIDED in scores.rows for scores in self.sets.values())
+        return (MODEL, GUIDED) if guided else (MODEL,)
 
     @cached_property
     def per_sample(self) -> SampleFile | None:

@@ -17,8 +17,15 @@ from avloc.report.curves import plots_of
 from avloc.report.document import Section, write_document
 from avloc.report.gallery import chosen, entries
 from avloc.report.intervals import Bounds, Rescore
-from avloc.report.layout import ResultTable, compare, paper_table, universal_table, with_distinct_names
-from avloc.report.results import MODEL, ResultsError, Run, read_run
+from avloc.report.layout import (
+    ResultTable,
+    compare,
+    paper_table,
+    tables_with_rows,
+    universal_table,
+    with_distinct_names,
+)
+from avloc.report.results import GUIDED, MODEL, ResultsError, Run, read_run
 
 __all__ = ["ResultTable", "ResultsError", "compare", "read_run", "report", "to_frame", "to_latex", "to_markdown"]
 
@@ -26,6 +33,12 @@ WIDTH = 160  # columns of a table that goes to a file
 
 PICTURES, FEWEST = 120, 6
 """Samples in all galleries of a page together, and the fewest of one set."""
+STRIPS = 480
+"""Pictures in all galleries of a page together: a sample has one of each run."""
+NAMED = 6
+"""Runs that a page's title names."""
+EVERY = "all"
+"""Stands for the papers whose numbers are here."""
 
 
 def report(
@@ -45,25 +58,26 @@ def report(
         out: folder of the files.
         metrics: ``headline`` for the published columns, ``all`` for everything measured.
         paper, table: one published table, whole, with the runs' rows in it, instead of a table for every test set.
+            Without ``table``, every table of the paper, for the paper ``all`` of every paper, in which a run has a row.
         intervals: compute 95 % intervals from ``per_sample.parquet``.
         rescore: computes a protocol's numbers from per-sample values; without it, numbers that are no mean over samples
             (AP, max-F1, F-score) have no interval.
         console: to print on.
 
     Raises:
-        ResultsError: no folder was given, one of them holds no results, or only one of ``paper`` and ``table``.
+        ResultsError: no folder was given, one of them holds no results, a ``table`` without its ``paper``, or no table
+            has a row of these runs.
         PublishedError: there is no such table.
     """
     if not folders:
         raise ResultsError("No run to report on: name one or more run folders.")
-    if (paper is None) != (table is None):
-        raise ResultsError(f"--paper and --table go together: --paper {paper or 'souple'} --table {table or '1'}.")
+    if table is not None and paper in (None, EVERY):
+        raise ResultsError(f"--table needs one --paper: --paper souple --table {table}.")
     runs = with_distinct_names([read_run(folder) for folder in dict.fromkeys(map(Path, folders))])
     bounds = Bounds(rescore) if intervals else None
-    if paper is not None and table is not None:
-        tables = [paper_table(runs, paper, table, bounds)]
-    else:
-        tables = compare(runs, metrics, bounds)
+    printed = published_tables(runs, paper, table) if paper else []
+    tables = [paper_table(mine, *place, bounds) for place, mine in printed] or compare(runs, metrics, bounds)
+    places = [place for place, _ in printed]
     if shared := universal_table(runs, bounds):
         tables.append(shared)
     if bounds:
@@ -82,24 +96,43 @@ def report(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.md").write_text("\n".join(to_markdown(t) for t in tables))
         (folder / "report.tex").write_text("\n".join(to_latex(t) for t in tables))
-        to_frame(runs, bounds, paper, table).to_csv(folder / "report.csv", index=False)
-        names = " and ".join(dict.fromkeys(run.name for run in runs))
-        title = f"{names} beside {paper} table {table}" if paper else names
-        write_document(folder / "report.html", title, runs, sections(tables, runs, paper, table))
+        to_frame(runs, bounds, places).to_csv(folder / "report.csv", index=False)
+        names = " and ".join(dict.fromkeys(run.name for run in runs)) if len(runs) <= NAMED else f"{len(runs)} runs"
+        beside = f"{paper} table {table}" if table else "the papers' tables" if paper == EVERY else f"{paper}'s tables"
+        title = f"{names} beside {beside}" if paper else names
+        write_document(folder / "report.html", title, runs, sections(tables, runs, places))
         console.print(f"  {folder / 'report.html'}", highlight=False)
     return tables
 
 
-def sections(tables: Sequence[ResultTable], runs: Sequence[Run], paper: str | None, table: str | None) -> list[Section]:
-    """The chapters of the page: every table, with the curves and pictures of its set; a paper's table is followed by
-    those of its sets."""
-    benchmarks = published.find_table(paper, table).benchmarks if paper and table else ()
-    sets = dict.fromkeys(n for run in runs for n, s in run.sets.items() if not paper or s.published in benchmarks)
-    limit = max(FEWEST, min(24, PICTURES // max(len(sets), 1)))
+def published_tables(runs: Sequence[Run], paper: str, table: str | None) -> list[tuple[published.Place, Sequence[Run]]]:
+    """The published tables to lay out, each with its runs."""
+    if table is not None:
+        return [((paper, table), runs)]
+    found = tables_with_rows(runs, published.papers() if paper == EVERY else [paper])
+    if not found:
+        which = "any paper" if paper == EVERY else f"paper {paper!r}"
+        raise ResultsError(
+            f"No table of {which} has a row that one of these runs reproduces and was scored for. Name one table with "
+            "--paper and --table, or leave both out for a table of every test set."
+        )
+    return list(found)
+
+
+def sections(
+    tables: Sequence[ResultTable], runs: Sequence[Run], places: Sequence[published.Place] = ()
+) -> list[Section]:
+    """The chapters of the page: every table, with the curves and pictures of its set; papers' tables are followed by
+    those of their sets."""
+    benchmarks = {b for place in places for b in published.find_table(*place).benchmarks}
+    sets = dict.fromkeys(n for run in runs for n, s in run.sets.items() if not places or s.published in benchmarks)
+    several = max(len(sets), 1) * len(runs)
+    limit = max(FEWEST, min(24, PICTURES // max(len(sets), 1), STRIPS // several))
     out = []
     for each in tables:
-        out.append(pictured(each.set, runs, limit, each) if each.set else Section(each.title, each))
-    return out + [pictured(name, runs, limit, None) for name in sets if paper]
+        short = each.title.partition(":")[0]  # "souple table 1"
+        out.append(pictured(each.set, runs, limit, each) if each.set else Section(each.title, each, short=short))
+    return out + [pictured(name, runs, limit, None) for name in sets if places]
 
 
 def pictured(name: str, runs: Sequence[Run], limit: int, table: ResultTable | None) -> Section:
@@ -107,14 +140,16 @@ def pictured(name: str, runs: Sequence[Run], limit: int, table: ResultTable | No
     kept = entries(name, mine)
     title = table.title if table else f"{name}: curves and pictures"
     shown = chosen(kept, limit)
-    return Section(title, table, plots_of(name, mine), shown, len(kept), mine[0].sets[name].n)
+    return Section(title, table, plots_of(name, mine), shown, len(kept), mine[0].sets[name].n, name)
 
 
 def to_markdown(table: ResultTable) -> str:
     """A GitHub table under its title."""
     heads = [" ".join(filter(None, pair)) for pair in zip(table.groups, table.columns, strict=False)]
     lines = [row_of(heads or table.columns), row_of(["---", *["---:"] * (len(table.columns) - 1)])]
-    lines += [row_of([cell.replace("|", r"\|") for cell in row]) for row in table.rows]
+    for kind, row in zip(table.kinds, table.rows, strict=True):
+        cells = [cell.replace("|", r"\|") for cell in row]
+        lines.append(row_of([f"**{cells[0]}**", *cells[1:]] if kind == "group" else cells))
     notes = [f"- {note}" for note in [*table.findings, *table.notes]]
     return "\n".join([f"### {table.title}", "", *lines, *([""] if notes else []), *notes, ""])
 
@@ -122,6 +157,11 @@ def to_markdown(table: ResultTable) -> str:
 def to_latex(table: ResultTable) -> str:
     """A ``booktabs`` table environment; the notes are comments."""
     head, *body = [" & ".join(latex(cell) for cell in row) + r" \\" for row in [table.columns, *table.rows]]
+    width = len(table.columns)
+    for i, kind in enumerate(table.kinds):
+        if kind == "group":
+            over_rows = rf"\multicolumn{{{width}}}{{l}}{{\emph{{{latex(table.rows[i][0])}}}}} \\"
+            body[i] = (r"\midrule " if i else "") + over_rows
     return "\n".join(
         [
             r"\begin{table}",
@@ -154,11 +194,9 @@ def over(groups: Sequence[str]) -> list[str]:
     return [f"    & {' & '.join(cells)} \\\\", f"    {' '.join(rules)}"]
 
 
-def to_frame(
-    runs: Sequence[Run], bounds: Bounds | None = None, paper: str | None = None, table: str | None = None
-) -> pd.DataFrame:
-    """Every number of every run, unrounded, one per line, with the interval of the model's; then those of a published
-    table, whose ``set`` is the benchmark and whose ``protocol`` is empty."""
+def to_frame(runs: Sequence[Run], bounds: Bounds | None = None, places: Sequence[published.Place] = ()) -> pd.DataFrame:
+    """Every number of every run, unrounded, one per line, with the interval of the methods' own; then those of
+    published tables (paper, table), whose ``set`` is the benchmark and whose ``protocol`` is empty."""
     lines: list[tuple[object, ...]] = []
     for run in with_distinct_names(runs):
         for name, entry in run.sets.items():
@@ -166,11 +204,13 @@ def to_frame(
                 for protocol, measured in protocols.items():
                     for metric, value in measured.items():
                         found = (
-                            bounds.of(run, name, (protocol, metric), again=False) if bounds and row == MODEL else None
+                            bounds.of(run, name, (protocol, metric), again=False, row=row)
+                            if bounds and row in (MODEL, GUIDED)
+                            else None
                         )
                         low, high = (found.low, found.high) if found else (None, None)
                         lines.append((run.name, name, row, protocol, metric, value, low, high, entry.n, entry.missing))
-    if paper is not None and table is not None:
+    for paper, table in places:
         for printed in published.find_table(paper, table).rows:
             for v in printed.values:
                 where = (printed.name, v.benchmark, f"published: {paper} table {table}", "", v.metric)
@@ -184,7 +224,14 @@ def to_rich(table: ResultTable) -> RichTable:
     for i, column in enumerate(table.columns):
         group = f"{table.groups[i]}\n" if table.groups and table.groups[i] else ""
         grid.add_column(group + column, justify="right" if i else "left", overflow="fold")
-    styles = {"own": "bold", "target": "cyan", "difference": "italic", "control": "dim", "heard": "dim"}
+    styles = {
+        "group": "underline",
+        "own": "bold",
+        "target": "cyan",
+        "difference": "italic",
+        "control": "dim",
+        "heard": "dim",
+    }
     for kind, row in zip(table.kinds, table.rows, strict=True):
         grid.add_row(*[cell.replace("[", r"\[") for cell in row], style=styles.get(kind))
     return grid

@@ -21,6 +21,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from wandb.sdk.lib import wbauth
 
+from avloc.methods.acl.inversion import Heard, class_phrases, heard_as
 from avloc.methods.base import Localizer
 from avloc.report.panels import THRESHOLD, Panel, gallery, jpeg, overlay, page, panel_strip, wav
 from avloc.report.published import Reference
@@ -123,20 +124,22 @@ class Panels(Callback):
         count: samples per set.
         every_n_epochs: in training, after which validations; 0 for none.
         singles: samples per set that a test keeps one by one.
+        heard_as: class phrases that are told of each of those, where a method's sounds lie in CLIP's text space.
     """
 
-    def __init__(self, count: int = 8, every_n_epochs: int = 5, singles: int = 24) -> None:
-        self.count, self.every_n_epochs, self.singles = count, every_n_epochs, singles
+    def __init__(self, count: int = 8, every_n_epochs: int = 5, singles: int = 24, heard_as: int = 3) -> None:
+        self.count, self.every_n_epochs, self.singles, self.heard_as = count, every_n_epochs, singles, heard_as
         self.held: dict[str, list[Panel]] = {}
         self.folder = Path()
         self.places: dict[int, frozenset[int]] = {}
+        self.phrases: dict[int, list[str]] = {}
         self.told: list[dict[str, Any]] = []
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.held = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.held, self.places, self.told = {}, {}, []
+        self.held, self.places, self.phrases, self.told = {}, {}, {}, []
         # Asked once: the answer is broadcast, and processes may have different numbers of batches.
         self.folder = run_folder(trainer) / "panels"
 
@@ -206,6 +209,12 @@ class Panels(Callback):
             self.places[loader] = spread(scored_samples(trainer, loader, len(sets[loader]), len(batch)), self.singles)
         rows = [i for i, place in enumerate(batch.index.tolist()) if place in self.places[loader]]
         slug = file_name(sets[loader].name)
+        said: dict[int, Heard] = {}
+        if rows:
+            if loader not in self.phrases:
+                self.phrases[loader] = class_phrases(sets[loader])
+            found = heard_as(pl_module, batch.take(rows), self.phrases[loader], self.heard_as)
+            said = dict(zip(rows, found, strict=True)) if found else {}
         for i, panel in zip(rows, panels_of(batch, answer, rows, rate_of(pl_module)), strict=True):
             sounding = batch.sounding is None or bool(batch.sounding[i])
             if not sounding:
@@ -227,6 +236,7 @@ class Panels(Callback):
                     "overlap": panel.overlap,
                     "share": float((panel.heatmap >= THRESHOLD).float().mean()),
                     "confidence": float(answer.confidence[i].max()),
+                    "heard_as": said[i] if said else [],
                     "picture": f"{file}.jpg",
                     "sound": None if panel.audio is None else f"{file}.wav",
                 }

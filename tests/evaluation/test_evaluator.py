@@ -133,6 +133,30 @@ def test_unreadable_samples_are_reported(tmp_path: Path) -> None:
         trainer(tmp_path, evaluator).test(FullFrame(), ToyData(broken), verbose=False)
 
 
+class Classes(ToySet):
+    """The first five boxes are of class 2, the other three of class 7."""
+
+    def class_counts(self) -> dict[int, int]:
+        return {2: 5, 7: 3}
+
+    def collate(self, rows: list[int]) -> AVBatch:
+        batch = super().collate(rows)
+        assert batch.truth is not None
+        number = torch.tensor([3 if i < 5 else 8 for i in rows])
+        batch.semantic = (batch.truth[:, 0] * number[:, None, None]).long()
+        return batch
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_controls_name_the_most_frequent_class(tmp_path: Path) -> None:
+    """The full frame is of class 2 everywhere: 8 (1 + ... + 5) of 8 x 64 pixels are right, of three classes seen."""
+    evaluator = Evaluator(protocols={"toy": ["avss17/seen"]})
+    trainer(tmp_path, evaluator).test(FullFrame(), ToyData(Classes("toy", 8)), verbose=False)
+    toy = json.loads((tmp_path / "results.json").read_text())["sets"]["toy"]
+    assert toy["rows"]["full frame"]["avss17/seen"]["miou"] == pytest.approx(120 / 512 / 3)
+    assert "rows without classes are given the most frequent one, 2" in toy["notes"]
+
+
 class Padded(ToySet):
     """Like Lightning's own sampler on several processes: the first sample comes again at the end."""
 

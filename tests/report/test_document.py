@@ -119,6 +119,16 @@ def test_gallery_can_be_filtered_and_heard(tmp_path):
     assert "3 of the 3 samples whose pictures were kept, of 60 in the set" in " ".join(page.text.split())
 
 
+def test_gallery_tells_what_a_sound_is_heard_as(tmp_path):
+    folder = run_folder(tmp_path / "a", sets=("vggss",))
+    assert "heard as" not in written(tmp_path, folder).text.lower()
+    kept(folder, {"k0": 0.5}, heard_as=[["dog & cat", 0.414], ["bell", -0.2]])
+    (folder / "panels" / "k0.jpg").write_bytes(jpeg(np.zeros((8, 20, 3), np.uint8), 8))
+    page = written(tmp_path, folder)
+    assert "heard as dog & cat 0.41, bell -0.20" in page.text
+    assert '"Heard as" names' in page.text
+
+
 def test_gallery_is_bounded(tmp_path):
     page = written(tmp_path, run_folder(tmp_path / "a", pictures=50))
     assert len(page.all("img")) == 24

@@ -95,3 +95,10 @@ def test_sound_becomes_a_small_mp3_or_stays(tmp_path):
     assert len(base64.b64decode(content)) < 32000 / 5
     soundfile.write(tmp_path / "b.wav", tone, 12345)  # a rate that MP3 does not know
     assert sound(tmp_path / "b.wav").startswith("data:audio/wav;base64,")
+
+
+def test_what_a_sound_is_heard_as_is_kept_where_it_was_told(tmp_path):
+    kept(tmp_path / "a", {"k0": 0.5}, heard_as=[["dog", 0.41], ["cat", 0.22]])
+    kept(tmp_path / "b", {"k0": 0.5})
+    assert list(read_kept(tmp_path / "a")[0].heard_as) == [["dog", 0.41], ["cat", 0.22]]
+    assert list(read_kept(tmp_path / "b")[0].heard_as) == []

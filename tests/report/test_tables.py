@@ -332,7 +332,9 @@ def test_unknown_table_is_named(tmp_path):
     with pytest.raises(PublishedError, match="there are 1, 2"):
         report([run], paper="souple", table="99")
     with pytest.raises(ResultsError, match="--paper souple --table 1"):
-        report([run], paper="souple")
+        report([run], table="1")
+    with pytest.raises(ResultsError, match="No table of paper 'gavs' has a row"):
+        report([run], paper="gavs", console=Console(quiet=True))
 
 
 def test_one_threshold_for_all_sets(tmp_path):

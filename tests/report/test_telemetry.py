@@ -150,6 +150,29 @@ def test_a_test_keeps_evenly_spread_samples_one_by_one(tmp_path):
     assert np.abs(wave - 0.25).max() < 1e-4
 
 
+class Said(Toy):
+    """Every sound lies a third of the way from the first phrase to the second."""
+
+    def embed_sound(self, batch):
+        return torch.tensor([[2.0, 1.0, 0.0]]).expand(len(batch), -1)
+
+    def embed_phrases(self, phrases):
+        return torch.eye(3)[: len(phrases)]
+
+
+def test_a_test_keeps_what_sounds_are_heard_as(tmp_path):
+    data = Data()
+    names = ["cat", "dog", "playing_tabla"]
+    data.test_sets[0].records = [SimpleNamespace(targets=[SimpleNamespace(class_name=n)]) for n in names]
+    trainer(tmp_path / "a", [Panels(count=1, singles=2, heard_as=2)]).test(Said(), data, verbose=False)
+    kept = read_kept(tmp_path / "a" / "toy" / "version_0")
+    for sample in kept:
+        assert [phrase for phrase, _ in sample.heard_as] == ["cat", "dog"]
+        assert [cosine for _, cosine in sample.heard_as] == [pytest.approx(2 / 5**0.5), pytest.approx(1 / 5**0.5)]
+    trainer(tmp_path / "b", [Panels(count=1, singles=2)]).test(Toy(), data, verbose=False)
+    assert all(sample.heard_as == [] for sample in read_kept(tmp_path / "b" / "toy" / "version_0"))
+
+
 def test_a_part_of_a_set_is_spread_over_itself(tmp_path):
     run = trainer(tmp_path, [Panels(count=1, singles=3)], limit_test_batches=2)
     run.test(Toy(), Data(), verbose=False)
