@@ -14,10 +14,12 @@ from avloc.backbones.beats import BEATs
 from avloc.backbones.clipseg import CLIPSeg, normalise
 from avloc.backbones.sam import SAM, TINY
 from avloc.backbones.vggish import VGGish, VGGishConfig
+from avloc.methods.baselines.spaces import ClapSpace, ImageBindSpace, Space, Wav2CLIPSpace
 from avloc.weights import WORLD_ASSETS, read_metadata
 from avloc.world.pretrain import points_in, prompt_score, text_query_score, tight_boxes
 from avloc.world.scenes import NAMES, render, sample_scenes
 from avloc.world.sounds import sound
+from avloc.world.spaces import hearing_score, looking_score
 
 FLOORS = {
     "success": 0.8,
@@ -131,6 +133,43 @@ def test_vggish_tells_the_classes_of_the_nearest_mean_apart() -> None:
     feature = torch.nn.functional.normalize(feature, dim=-1).unflatten(0, (6, len(NAMES)))
     nearest = (feature[3:] @ feature[:3].mean(0).T).argmax(-1)
     assert (nearest == torch.arange(len(NAMES))).float().mean() > 0.9
+
+
+SPACES: dict[str, tuple[type[Space], dict[str, str]]] = {
+    "wav2clip": (Wav2CLIPSpace, {"weights": "world:wav2clip", "clip": "world:openclip"}),
+    "clap": (ClapSpace, {"weights": "world:clap"}),
+    "imagebind": (ImageBindSpace, {"weights": "world:imagebind"}),
+}
+
+
+@pytest.mark.parametrize("name", list(SPACES))
+def test_spaces_are_small_and_say_how_they_were_made(name: str) -> None:
+    path = WORLD_ASSETS / f"{name}.safetensors"
+    assert path.stat().st_size <= 1_500_000
+    metadata = read_metadata(path)
+    assert metadata["command"].startswith(f"python -m avloc.world.spaces {name}")
+    assert metadata["seed"] == "0"
+
+
+@pytest.mark.parametrize(("name", "pair_recall"), [("wav2clip", 0.8), ("clap", 0.65), ("imagebind", 0.9)])
+def test_spaces_hear_one_sound_and_two(name: str, pair_recall: float) -> None:
+    kind, arguments = SPACES[name]
+    space = kind(**arguments)
+    said = ast.literal_eval(read_metadata(WORLD_ASSETS / f"{name}.safetensors")["score"])
+    score = hearing_score(space.hear, space.read(NAMES), seed=4321, sounds=200)
+    assert score["accuracy"] > 0.95
+    assert score["pair_recall"] > pair_recall
+    assert score["pair_recall"] == pytest.approx(said["pair_recall"], abs=0.06)
+
+
+@pytest.mark.parametrize(("name", "accuracy", "choosing"), [("wav2clip", 0.7, 0.45), ("imagebind", 0.85, 0.7)])
+def test_spaces_see_what_sounds_among_boxes(name: str, accuracy: float, choosing: float) -> None:
+    kind, arguments = SPACES[name]
+    space = kind(**arguments)
+    score = looking_score(space.look, space.hear, space.read(NAMES), space.image_size, seed=4321, scenes=150)
+    assert score["crop_accuracy"] > accuracy
+    assert score["choosing"] > choosing
+    assert score["choosing_chance"] < 0.15
 
 
 def audioclip() -> tuple[AudioCLIP, Tensor]:
