@@ -51,6 +51,7 @@ __all__ = [
     "no_twins",
     "options",
     "picture",
+    "rate_option",
     "read_ids",
     "read_mask",
     "read_table",
@@ -123,6 +124,12 @@ def options(
     p.add_argument("--dry-run", action="store_true", help="count, report, and write nothing")
     p.add_argument("--as-published", action="store_true", help=published)
     return p
+
+
+def rate_option(parser: argparse.ArgumentParser) -> None:
+    """``--rate``, of converters whose sets are listened to at more than one. A method reads its own rate alone."""
+    says = "Hz of stored sounds (default: 16000; 44100 for AudioCLIP and T-VSL, in another data root)"
+    parser.add_argument("--rate", type=int, default=RATE, help=says)
 
 
 def convert(

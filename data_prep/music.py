@@ -29,7 +29,6 @@ from avloc.data.schema import Audio, Provenance, Record, Role, Sample, Target, s
 from avloc.data.shards import Job, Skipped
 from data_prep.common import (
     AS_PUBLISHED,
-    RATE,
     Plan,
     clip_boxes,
     convert,
@@ -37,6 +36,7 @@ from data_prep.common import (
     no_twins,
     options,
     picture,
+    rate_option,
     read_table,
     unlisted,
 )
@@ -143,7 +143,9 @@ def window(time: float, length: float, as_published: bool) -> tuple[float, float
     return start, end - start
 
 
-def make_sample(record: Record, time: float, image: Path, wave: Path, role: Role, as_published: bool) -> Sample:
+def make_sample(
+    record: Record, time: float, image: Path, wave: Path, role: Role, as_published: bool, rate: int
+) -> Sample:
     """Frame and the part of the sound that belongs to it; the rest of the record is given.
 
     Raises:
@@ -153,9 +155,9 @@ def make_sample(record: Record, time: float, image: Path, wave: Path, role: Role
     start, seconds = window(time, duration(wave), as_published)
     if seconds <= 0:
         raise MediaError(f"sound ends early: {wave} is over before the frame at {time:.1f} s. Get it again.")
-    heard = audio_16k(wave, RATE, start, seconds)
-    audio = Audio("a0.flac", role, wave.stem, start, len(heard) / RATE, RATE, 1)
-    return Sample(replace(record, frames=[frame], audios=[audio]), {frame.member: pixels, "a0.flac": flac(heard, RATE)})
+    heard = audio_16k(wave, rate, start, seconds)
+    audio = Audio("a0.flac", role, wave.stem, start, len(heard) / rate, rate, 1)
+    return Sample(replace(record, frames=[frame], audios=[audio]), {frame.member: pixels, "a0.flac": flac(heard, rate)})
 
 
 def plans(sources: int, args: argparse.Namespace) -> list[Plan]:
@@ -184,7 +186,7 @@ def plans(sources: int, args: argparse.Namespace) -> list[Plan]:
             missing.append(Skipped(key, str(e)))
         else:
             role: Role = "source" if sources == 1 else "mixture"
-            jobs.append(Job(key, partial(make_sample, record, row.time, *paths, role, args.as_published)))
+            jobs.append(Job(key, partial(make_sample, record, row.time, *paths, role, args.as_published, args.rate)))
     missing += unlisted(name, images.stems, (r.key for r in rows))
     return [Plan(name, split, jobs, missing, music_notes(rows, args.as_published), LICENCE)]
 
@@ -212,5 +214,6 @@ def main(sources: int, argv: Sequence[str] | None = None) -> int:
     name = ("music_solo", "music_duet")[sources - 1]
     published = "read boxes as corners, and hear the middle of the video with all of its frames"
     p = options(f"data_prep.{name}", __doc__, {"media": "folder with frames and audio"}, published)
+    rate_option(p)
     p.add_argument("--annotations", type=Path, required=True, help=f"{name}.json, or {name}_train.txt")
     return convert(p, partial(plans, sources), argv)

@@ -1,12 +1,18 @@
-"""VGGSound-Duet: two VGG-SS pictures side by side, the sum of their sounds, and the boxes of both.
+"""VGGSound-Duet: two VGG-SS pictures side by side, the sum of their sounds, and the boxes of both; mixtures of more.
 
     python -m data_prep.vgg_duet --videos clips --boxes vggss.json --annotations vggsound_duet_test.csv --out data
     python -m data_prep.vgg_duet --media VGGSS   --boxes vggss.json --annotations vggsound_duet_test.csv --out data
+    python -m data_prep.vgg_duet --media VGGSS   --boxes vggss.json --annotations vggsound_single_test.csv --sources 3
 
 Media are the clips that `data_prep.vggsound` reads, or ``frames/<key>.jpg`` and ``audio/<key>.wav`` (the layout of
 ACL-SSL, AVGN and T-VSL). With ``vggsound_single_test.csv`` instead, the set ``vgg_single`` is written: VGG-SS itself,
 as T-VSL calls it. AVGN scores [partner, partner's partner] against the frames [own, partner], and T-VSL's loader moves
 the partner's boxes a second time when a sample is read again; neither is imitated (facts/datasets.md, 2.16).
+
+T-VSL also tests mixtures of three and four sources, whose lists are not published. With ``--sources``, this project's
+own are written, as ``vgg_mix3`` and ``vgg_mix4``: every clip of the single list with partners drawn from the others,
+the same for every user (``--seed``), all classes different. ``vgg_mix2`` is VGGSound-Duet under another name, for the
+table of models that saw single sources alone: ``--annotations vggsound_duet_test.csv --name vgg_mix2``.
 """
 
 from __future__ import annotations
@@ -18,18 +24,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from avloc.data.media import MediaError, read_clip
 from avloc.data.schema import Audio, Frame, MapRule, Provenance, Record, Sample, Target, sample_key
 from avloc.data.shards import Job, Skipped
 from data_prep.common import (
     AS_PUBLISHED,
-    RATE,
     Plan,
     convert,
     flac,
     no_twins,
     options,
     picture,
+    rate_option,
     read_table,
     sound,
     unlisted,
@@ -48,7 +56,7 @@ from data_prep.vggsound import (
     vggss_target,
 )
 
-__all__ = ["Pair", "main", "read_pairs", "underscored"]
+__all__ = ["Pair", "draw_mixtures", "main", "read_pairs", "underscored"]
 
 REPOSITORY = "stoneMo/AVGN"
 Boxes = dict[str, tuple[str, list[list[float]]]]
@@ -56,14 +64,14 @@ Boxes = dict[str, tuple[str, list[list[float]]]]
 
 @dataclass(frozen=True)
 class Pair:
-    """A line of the csv: one clip or two, ``<YouTube id>_<start, 6 digits>``, and the class of each."""
+    """A line of the csv: one clip or several, ``<YouTube id>_<start, 6 digits>``, and the class of each."""
 
     ids: tuple[str, ...]
     labels: tuple[str, ...]
 
     @property
     def same_class(self) -> bool:
-        return len(self.labels) == 2 and self.labels[0] == self.labels[1]
+        return len(set(self.labels)) < len(self.labels)
 
 
 def underscored(name: str) -> str:
@@ -97,6 +105,26 @@ def read_pairs(path: Path, boxes: Boxes) -> list[Pair]:
     return pairs
 
 
+def draw_mixtures(singles: Sequence[Pair], sources: int, seed: int = 0) -> list[Pair]:
+    """Each clip with ``sources - 1`` others, drawn uniformly and one by one from those of classes not yet in it.
+
+    Raises:
+        ValueError: pairs instead of single clips, or fewer classes than sources.
+    """
+    if any(len(p.ids) > 1 for p in singles) or len({p.labels for p in singles}) < sources:
+        raise ValueError(f"--sources {sources} mixes single clips of as many classes: give vggsound_single_test.csv.")
+    rng = np.random.default_rng([seed, sources])
+    labels = np.unique([p.labels[0] for p in singles], return_inverse=True)[1]
+    mixtures = []
+    for i in range(len(singles)):
+        row, free = [i], labels != labels[i]
+        while len(row) < sources:
+            row.append(int(rng.choice(np.flatnonzero(free))))
+            free &= labels != labels[row[-1]]
+        mixtures.append(Pair(tuple(singles[k].ids[0] for k in row), tuple(singles[k].labels[0] for k in row)))
+    return mixtures
+
+
 def clip_of(key: str) -> Row:
     """The clip of a key. The YouTube id may hold ``_``: it ends at the eleventh character.
 
@@ -108,34 +136,35 @@ def clip_of(key: str) -> Row:
     return Row(key[:11], int(key[12:]), "", "test")
 
 
-def from_video(i: int, key: str, path: Path) -> tuple[dict[str, bytes], Frame, Audio]:
-    """Frame at 5 s, losslessly, and ten seconds of 16 kHz mono of a clip. Raises as `read_clip`."""
-    clip = read_clip(path, SECONDS, FRAME_TIME, RATE)
+def from_video(i: int, key: str, path: Path, rate: int) -> tuple[dict[str, bytes], Frame, Audio]:
+    """Frame at 5 s, losslessly, and ten seconds of mono of a clip. Raises as `read_clip`."""
+    clip = read_clip(path, SECONDS, FRAME_TIME, rate)
     data, image = encode_frame(clip.frame, None)
     frame = Frame(f"f{i}.png", *image.size, *image.size, clip.frame_time, annotated=True)
-    audio = Audio(f"a{i}.flac", "source", key, clip_of(key).start, len(clip.audio) / RATE, RATE, 1)
-    return {f"f{i}.png": data, f"a{i}.flac": flac(clip.audio, RATE)}, frame, audio
+    audio = Audio(f"a{i}.flac", "source", key, clip_of(key).start, len(clip.audio) / rate, rate, 1)
+    return {f"f{i}.png": data, f"a{i}.flac": flac(clip.audio, rate)}, frame, audio
 
 
-def from_files(i: int, key: str, image: Path, wave: Path) -> tuple[dict[str, bytes], Frame, Audio]:
-    """The same of a loose picture and sound, kept as they are. Raises as `picture` and `sound`."""
+def from_files(i: int, key: str, image: Path, wave: Path, rate: int) -> tuple[dict[str, bytes], Frame, Audio]:
+    """The same of a loose picture and sound, whole. Raises as `picture` and `sound`."""
     pixels, frame = picture(image, f"f{i}", t=FRAME_TIME, annotated=True)
-    heard, audio = sound(wave, f"a{i}", src_id=key, clip_start=float(clip_of(key).start))
+    heard, audio = sound(wave, f"a{i}", rate=rate, src_id=key, clip_start=float(clip_of(key).start))
     return {frame.member: pixels, str(audio.member): heard}, frame, audio
 
 
-def make_sample(record: Record, files: Sequence[tuple[str, tuple[Path, ...]]]) -> Sample:
+def make_sample(record: Record, rate: int, files: Sequence[tuple[str, tuple[Path, ...]]]) -> Sample:
     """Both clips of a pair; the rest of the record is given.
 
     Args:
         record: without frames and audios.
+        rate: Hz of the sounds.
         files: key and ``(video,)`` or ``(picture, sound)`` of each.
 
     Raises:
         MediaError: one is broken.
     """
     clips = [
-        from_video(i, key, paths[0]) if len(paths) == 1 else from_files(i, key, paths[0], paths[1])
+        from_video(i, key, paths[0], rate) if len(paths) == 1 else from_files(i, key, paths[0], paths[1], rate)
         for i, (key, paths) in enumerate(files)
     ]
     members = {name: data for own, _, _ in clips for name, data in own.items()}
@@ -174,8 +203,10 @@ def plans(args: argparse.Namespace) -> list[Plan]:
         raise ValueError(f"--videos {args.videos} is not a folder")
     boxes = read_boxes(args.boxes)
     pairs = read_pairs(args.annotations, boxes)
-    duet = bool(pairs) and len(pairs[0].ids) == 2
-    name = args.name or ("vgg_duet" if duet else "vgg_single")
+    if args.sources:
+        pairs = draw_mixtures(pairs, args.sources, args.seed)
+    duet = bool(pairs) and len(pairs[0].ids) > 1
+    name = args.name or (f"vgg_mix{args.sources}" if args.sources else "vgg_duet" if duet else "vgg_single")
     ids = class_ids(label for label, _ in boxes.values())
     images = pictures(args.media, "frames") if args.media else None
     waves = sounds(args.media, "audio") if args.media else None
@@ -201,11 +232,13 @@ def plans(args: argparse.Namespace) -> list[Plan]:
         except MediaError as e:
             missing.append(Skipped(key, str(e)))
         else:
-            jobs.append(Job(key, partial(make_sample, record, files)))
+            jobs.append(Job(key, partial(make_sample, record, args.rate, files)))
     used = {id for p in pairs for id in p.ids}
     if images:
         missing += unlisted(name, images.stems, used)
     notes = box_notes({id: boxes[id] for id in boxes if id in used})
+    if args.sources:
+        notes.append(f"partners are drawn by this project (seed {args.seed}); T-VSL's list is not published")
     if same:
         notes.append(f"{same} pairs have the same class (tag same_class)")
     if args.as_published:
@@ -220,6 +253,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--media", type=Path, help="or folder with frames and audio")
     p.add_argument("--boxes", type=Path, required=True, help="vggss.json")
     p.add_argument("--annotations", type=Path, required=True, help="vggsound_duet_test.csv, or ..._single_test.csv")
+    rate_option(p)
+    p.add_argument("--sources", type=int, choices=[3, 4], help="mix each clip of the single list with two or three")
     return convert(p, plans, argv)
 
 

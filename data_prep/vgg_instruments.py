@@ -5,8 +5,10 @@
 
 VGGSound-Instruments holds ``frames/sampleNNNN.jpg``, ``audio/sampleNNNN.wav`` and ``anno/sampleNNNN.pkl``. The masks
 are pickles, read by `data_prep.array_pickle`, which runs nothing of them. Samples carry no YouTube id, so overlap with
-a training set cannot be checked (facts/datasets.md, 2.15). Training clips are VGGSound's: ``python -m
-data_prep.vggsound --list vgginstruments_train.txt --name vgg_instruments``.
+a training set cannot be checked (facts/datasets.md, 2.15). Training clips are VGGSound's, under the names of the 37
+classes; 868 of them are test clips of VGG-SS. Both sets train on them, the mixed one on random mixtures:
+
+    python -m data_prep.vgg_instruments --videos clips --annotations vgginstruments_train.txt --out data
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from avloc.data.labels import LABEL_SPACES
 from avloc.data.media import MediaError
 from avloc.data.schema import Provenance, Record, Sample, Target, sample_key
 from avloc.data.shards import Job, Skipped
+from data_prep import vggsound
 from data_prep.array_pickle import read_array
 from data_prep.common import (
     AS_PUBLISHED,
@@ -34,11 +37,15 @@ from data_prep.common import (
     no_twins,
     options,
     picture,
+    rate_option,
     read_table,
     sound,
     unlisted,
 )
 from data_prep.loose import Files, pictures, sounds, subfolder
+from data_prep.vgg_duet import clip_of
+from data_prep.vggsound import Media
+from data_prep.vggsound import Row as Clip
 
 __all__ = ["Row", "convert_instruments", "main", "read_mask", "read_rows"]
 
@@ -86,11 +93,12 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
     return values != 0
 
 
-def make_sample(record: Record, files: Sequence[tuple[Path, Path, Path]]) -> Sample:
+def make_sample(record: Record, rate: int, files: Sequence[tuple[Path, Path, Path]]) -> Sample:
     """Frame, sound and mask of each sample of a row; the rest of the record is given.
 
     Args:
         record: without frames and audios.
+        rate: Hz of the sounds.
         files: picture, sound and mask of each.
 
     Raises:
@@ -100,7 +108,7 @@ def make_sample(record: Record, files: Sequence[tuple[Path, Path, Path]]) -> Sam
     frames, audios, targets = [], [], []
     for i, (image, wave, mask) in enumerate(files):
         pixels, frame = picture(image, f"f{i}", annotated=True)
-        heard, audio = sound(wave, f"a{i}", src_id=wave.stem)
+        heard, audio = sound(wave, f"a{i}", rate=rate, src_id=wave.stem)
         name = f"m.f{i}.t{i}.png"
         members |= {frame.member: pixels, str(audio.member): heard, name: mask_png(read_mask(mask))}
         frames.append(frame)
@@ -109,7 +117,29 @@ def make_sample(record: Record, files: Sequence[tuple[Path, Path, Path]]) -> Sam
     return Sample(replace(record, frames=frames, audios=audios, targets=targets), members)
 
 
+def training_sample(media: Media, clip: Clip, tags: Sequence[str]) -> Sample:
+    """A clip of VGGSound as the instrument that it is listed as. Raises as `data_prep.vggsound.make_sample`."""
+    sample = vggsound.make_sample(media, clip, None, CLASSES.index(clip.label), tags)
+    sample.record.targets[0].label_space = "instruments37"
+    return sample
+
+
+def training_plans(name: str, args: argparse.Namespace) -> list[Plan]:
+    if not args.videos or not args.videos.is_dir():
+        raise ValueError(f"{args.annotations} lists clips of VGGSound: give their folder as --videos.")
+    media = Media(args.videos, name, "train", "flac", 400, args.as_published, rate=args.rate)
+    jobs = []
+    for row in read_rows(args.annotations):
+        clip = replace(clip_of(row.ids[0]), label=row.labels[0])
+        jobs.append(Job(sample_key(name, clip.id), partial(training_sample, media, clip, [])))
+    return [Plan(name, "train", jobs, [], [], vggsound.LICENCE)]
+
+
 def plans(dataset: str, args: argparse.Namespace) -> list[Plan]:
+    if args.annotations.suffix == ".txt":
+        return training_plans(args.name or dataset, args)
+    if not args.media or not args.media.is_dir():
+        raise ValueError(f"{args.annotations} lists test samples: give the folder of frames, audio, anno as --media.")
     rows = read_rows(args.annotations)
     mixed = dataset.endswith("_mixed")
     if any((len(r.ids) > 1) != mixed for r in rows):
@@ -137,15 +167,18 @@ def plans(dataset: str, args: argparse.Namespace) -> list[Plan]:
         except MediaError as e:
             missing.append(Skipped(key, str(e)))
         else:
-            jobs.append(Job(key, partial(make_sample, record, files)))
+            jobs.append(Job(key, partial(make_sample, record, args.rate, files)))
     missing += unlisted(name, images.stems, (i for r in rows for i in r.ids))
     return [Plan(name, "test", jobs, missing, [], LICENCE)]
 
 
 def convert_instruments(dataset: str, argv: Sequence[str] | None = None) -> int:
     """Convert ``vgg_instruments`` or ``vgg_instruments_mixed``; 0 when at least one record was written."""
-    p = options(f"data_prep.{dataset}", __doc__, {"media": "folder with frames, audio and anno"})
-    p.add_argument("--annotations", type=Path, required=True, help="the official csv")
+    p = options(f"data_prep.{dataset}", __doc__, {})
+    p.add_argument("--media", type=Path, help="folder with frames, audio and anno, of the test set")
+    p.add_argument("--videos", type=Path, help="folder of <id>_<start>.mp4 files, of the training set")
+    rate_option(p)
+    p.add_argument("--annotations", type=Path, required=True, help="the official csv, or vgginstruments_train.txt")
     return convert(p, partial(plans, dataset), argv)
 
 

@@ -2,6 +2,7 @@
 
     python -m data_prep.vggsound --videos clips --csv vggsound.csv --out data
     python -m data_prep.vggsound --videos clips --csv vggsound.csv --out data --split test --boxes vggss.json
+    python -m data_prep.vggsound --videos clips --csv vggsound.csv --out data --classes vggss221 --name vggsound_221
 
 Videos are the ten-second clips, named ``<YouTube id>_<start second>.mp4`` with or without leading zeros. The
 csv is the official one: no header, ``id,start second,"class",split``. Run it again to go on after an
@@ -26,10 +27,23 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from avloc.data.media import MediaError, read_clip
+from avloc.data.labels import LABEL_SPACES
+from avloc.data.media import MediaError, frames_at, read_clip
 from avloc.data.schema import Audio, Frame, Provenance, Record, Sample, Target, sample_key
 from avloc.data.shards import Job, Skipped
-from data_prep.common import AS_PUBLISHED, RATE, Plan, Pool, clip_boxes, convert, no_twins, options, read_ids, read_tags
+from data_prep.common import (
+    AS_PUBLISHED,
+    RATE,
+    Plan,
+    Pool,
+    clip_boxes,
+    convert,
+    no_twins,
+    options,
+    rate_option,
+    read_ids,
+    read_tags,
+)
 
 __all__ = ["Pool", "Row", "box_notes", "class_ids", "main", "read_boxes", "read_rows", "vggss_target"]
 
@@ -63,6 +77,8 @@ class Media:
     codec: str
     short_side: int | None  # None keeps the source's resolution, losslessly
     as_published: bool = False
+    frames: int = 1  # a second apart, around FRAME_TIME
+    rate: int = RATE
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -118,31 +134,38 @@ def find_video(videos: Path, row: Row) -> Path:
 
 
 def make_sample(media: Media, row: Row, target: Target | None, class_id: int, tags: Sequence[str]) -> Sample:
-    """Frame at 5 s (the middle of a shorter clip) and up to ten seconds of 16 kHz mono.
+    """Frame at 5 s (the middle of a shorter clip), or several around it, and up to ten seconds of mono.
 
     Raises:
         MediaError: the video is missing, broken, or has no sound.
     """
-    clip = read_clip(find_video(media.videos, row), SECONDS, FRAME_TIME, RATE)
+    video, n = find_video(media.videos, row), media.frames
+    clip = read_clip(video, SECONDS, FRAME_TIME, media.rate)
+    times = [min(max(clip.frame_time + k - (n - 1) / 2, 0.0), clip.seconds) for k in range(n)]
+    shown = [clip.frame] if n == 1 else frames_at(video, times)
     width, height = clip.frame.size
-    frame, picture = encode_frame(clip.frame, media.short_side)
     container, subtype = CODECS[media.codec]
     sound = io.BytesIO()
-    soundfile.write(sound, np.clip(clip.audio, -1, 1), RATE, format=container, subtype=subtype)
+    soundfile.write(sound, np.clip(clip.audio, -1, 1), media.rate, format=container, subtype=subtype)
     suffix = "png" if media.short_side is None else "jpg"
+    members, frames = {}, []
+    for k, (image, t) in enumerate(zip(shown, times, strict=True)):
+        members[f"f{k}.{suffix}"], picture = encode_frame(image, media.short_side)
+        frames.append(Frame(f"f{k}.{suffix}", *picture.size, width, height, t, annotated=target is not None or n > 1))
+    members[f"a0.{media.codec}"] = sound.getvalue()
     record = Record(
         dataset=media.dataset,
         id=row.id,
         split=media.split,
         tags=[*tags, *([AS_PUBLISHED] if media.as_published else [])],
         video=row.video,
-        frames=[Frame(f"f0.{suffix}", *picture.size, width, height, clip.frame_time, annotated=target is not None)],
-        audios=[Audio(f"a0.{media.codec}", "source", row.id, row.start, len(clip.audio) / RATE, RATE, 1)],
+        frames=frames,
+        audios=[Audio(f"a0.{media.codec}", "source", row.id, row.start, len(clip.audio) / media.rate, media.rate, 1)],
         targets=[target or Target(class_id, row.label, "vggsound309", audio=0)],
         map_rule="union" if target else "none",
         provenance=Provenance(file="vggss.json" if target else "vggsound.csv", licence=LICENCE),
     )
-    return Sample(record, {f"f0.{suffix}": frame, f"a0.{media.codec}": sound.getvalue()})
+    return Sample(record, members)
 
 
 def encode_frame(image: Image.Image, short_side: int | None) -> tuple[bytes, Image.Image]:
@@ -167,7 +190,20 @@ def select(args: argparse.Namespace) -> tuple[list[Row], dict[str, tuple[str, li
         wanted = ids if wanted is None else wanted & ids
     # A list or box file says by itself what is in; the official split is asked only when there is none.
     chosen = [r for r in rows if (r.id in wanted if wanted is not None else r.split == args.split)]
+    if args.classes:
+        chosen = [r for r in chosen if r.label in space(args.classes)]
     return list({r.id: r for r in chosen}.values()), boxes
+
+
+def space(name: str) -> set[str]:
+    """The classes of a label space.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in LABEL_SPACES:
+        raise ValueError(f"--classes {name} is no label space; there are {', '.join(LABEL_SPACES)}.")
+    return set(LABEL_SPACES[name])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -175,9 +211,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--csv", type=Path, required=True, help="the official vggsound.csv")
     p.add_argument("--split", choices=["train", "test"], default="train", help="rows of the csv (default: train)")
     p.add_argument("--list", type=Path, help="only the ids in the first column of this file, whatever their split")
+    p.add_argument("--classes", default="", help="only clips of this label space's classes, e.g. vggss221")
     p.add_argument("--boxes", type=Path, help="vggss.json: write the evaluation set vggss instead")
     p.add_argument("--tag", action="append", default=[], help="TAG=FILE: ids in FILE carry TAG, e.g. heard=ids.csv")
     p.add_argument("--codec", choices=list(CODECS), default="flac", help="training sounds (test is always flac)")
+    p.add_argument("--frames", type=int, default=1, help="training frames, a second apart around the middle (SeAC: 5)")
+    rate_option(p)
     p.add_argument("--short-side", type=int, default=400, help="pixels, training frames; test keeps the source's")
     return p
 
@@ -187,6 +226,8 @@ def plans(args: argparse.Namespace) -> list[Plan]:
     tags = read_tags(args.tag)
     split = "test" if args.boxes else args.split
     dataset = args.name or ("vggss" if args.boxes else "vggsound")
+    if args.codec == "opus" and args.rate not in (8000, 12000, 16000, 24000, 48000):
+        raise ValueError(f"Opus has no {args.rate} Hz. Use --codec flac.")
     testing = split == "test"
     media = Media(
         args.videos,
@@ -195,6 +236,8 @@ def plans(args: argparse.Namespace) -> list[Plan]:
         "flac" if testing else args.codec,
         None if testing else args.short_side,
         args.as_published,
+        1 if testing else max(1, args.frames),
+        args.rate,
     )
     ids = class_ids((label for label, _ in boxes.values()) if boxes else (r.label for r in read_rows(args.csv)))
     missing = absent_videos(args.videos, dataset, rows) if args.dry_run else []
@@ -202,7 +245,10 @@ def plans(args: argparse.Namespace) -> list[Plan]:
     jobs = [Job(sample_key(dataset, r.id), job_of(media, r, boxes, ids, tags)) for r in rows]
     absent = sorted(set(boxes) - {r.id for r in rows}) if boxes and not args.list else []
     missing += [Skipped(sample_key(dataset, i), "id is not in the csv") for i in absent]
-    return [Plan(dataset, split, [j for j in jobs if j.key not in left_out], missing, box_notes(boxes), LICENCE)]
+    notes = box_notes(boxes)
+    if args.classes and (lacking := sorted(space(args.classes) - {r.label for r in rows})):
+        notes.append(f"{len(lacking)} of the classes of {args.classes} have no clip ({lacking[0]}, ...)")
+    return [Plan(dataset, split, [j for j in jobs if j.key not in left_out], missing, notes, LICENCE)]
 
 
 def absent_videos(videos: Path, dataset: str, rows: Sequence[Row]) -> list[Skipped]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from avloc.types import AVBatch
 
-__all__ = ["draw_partners", "mix_batch", "sources_of", "sum_sounds"]
+__all__ = ["draw_partners", "mix_at_random", "mix_batch", "range_of", "sources_of", "sum_sounds"]
 
 
 def sources_of(batch: AVBatch) -> list[Hashable]:
@@ -64,6 +64,35 @@ def draw_partners(classes: Sequence[Hashable], sources: int, generator: torch.Ge
         order = torch.rand(len(number), len(number), generator=generator).masked_fill(taken, -1)
         rows = torch.cat([rows, order.argmax(1, keepdim=True)], dim=1)
     return rows
+
+
+def range_of(mixed: int | tuple[int, int]) -> tuple[int, int]:
+    """The least and the largest number of samples of a mixture.
+
+    Raises:
+        ValueError: less than one sample, or none between the two.
+    """
+    least, most = (mixed, mixed) if isinstance(mixed, int) else mixed
+    if not 1 <= least <= most:
+        raise ValueError(f"mixed counts the samples of a mixture, 1 or more, or [least, most]; got {mixed}.")
+    return least, most
+
+
+def mix_at_random(batch: AVBatch, least: int, most: int) -> AVBatch:
+    """Each sample with partners of other classes; the number is one for the batch, drawn by torch's own generator.
+
+    Args:
+        batch: single sources.
+        least: samples of a mixture, at least.
+        most: at most; 1 leaves the batch as it is.
+
+    Raises:
+        ValueError: see `sources_of`, `draw_partners` and `mix_batch`.
+    """
+    if most == 1:
+        return batch
+    K = least if least == most else int(torch.randint(least, most + 1, ()))
+    return mix_batch(batch, draw_partners(sources_of(batch), K))
 
 
 def sum_sounds(waveform: Tensor, rows: Tensor) -> Tensor:
@@ -121,6 +150,9 @@ def mix_batch(batch: AVBatch, rows: Tensor) -> AVBatch:
         sounding=None if batch.sounding is None else batch.sounding[index].any(1),
         label=[[name for i in row for name in batch.label[i]] for row in rows.tolist()] if batch.label else [],
         caption=[" ".join(batch.caption[i] for i in row) for row in rows.tolist()] if batch.caption else [],
+        phrase=[" and ".join(p for i in row if (p := batch.phrase[i])) for row in rows.tolist()]
+        if batch.phrase
+        else [],
         negative=[""] * M,
         group=[""] * M,
         group_size=[1] * M,

@@ -3,15 +3,18 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_prep.vgg_duet import Boxes, main, read_pairs, target_of, underscored
+from avloc.data.indexed import EvalSet
+from avloc.data.labels import LABEL_SPACES
+from data_prep.vgg_duet import Boxes, Pair, draw_mixtures, main, read_pairs, target_of, underscored
 from data_prep.vggsound import class_ids, read_boxes
 from tests.data.clips import write_clip
-from tests.data_prep.loose import areas, official, read, skipped, write_picture, write_sound
+from tests.data_prep.loose import SPEC, areas, official, read, skipped, write_picture, write_sound
 
 DUET, SINGLE = "vggsound_duet/vggsound_duet_test.csv", "vggsound_duet/vggsound_single_test.csv"
 BOXES = "vggss/vggss.json"
@@ -42,6 +45,7 @@ def test_the_official_lists() -> None:
     assert [p.ids[0] for p in single] == [p.ids[0] for p in pairs]
     names = {label for label, _ in boxes.values()}
     assert len({underscored(n) for n in names}) == len(names) == 221
+    assert sorted(names) == list(LABEL_SPACES["vggss221"])
     assert underscored("female speech, woman speaking") == "female_speech_woman_speaking"
 
 
@@ -127,6 +131,43 @@ def test_single(release: Path) -> None:
     assert reasons == {"no annotation row for this picture": 3}  # the partners' pictures
 
 
+def test_mixtures_of_more_are_drawn_from_the_single_list(release: Path) -> None:
+    """Six clips; the pair of one class may not be mixed with each other."""
+    rows = list(csv.reader((release / "duet.csv").open()))
+    singles = {r[0]: r[1] for r in rows} | {r[2]: r[3] for r in rows}
+    (release / "single.csv").write_text("".join(f"{k},{c}\n" for k, c in singles.items()))
+    for sources in (3, 4):
+        more = ["--sources", str(sources)]
+        assert convert(release, "--media", str(release / "media"), *more, table="single.csv") == 0
+        data = read(release, f"vgg_mix{sources}")
+        assert {r.id for r in data.records} == set(singles)
+        for i, record in enumerate(data.records):
+            assert record.tags == ["duet"]
+            assert record.audios[0].src_id == record.id
+            labels = [underscored(label) for label in data[i].label]
+            assert labels == [singles[str(a.src_id)] for a in record.audios]
+            assert len(set(labels)) == sources
+            assert data[i].truth.shape == (sources, 224, sources * 224)
+        index = json.loads((release / f"vgg_mix{sources}" / f"vgg_mix{sources}-test.json").read_text())
+        assert any("T-VSL's list is not published" in n for n in index["notes"])
+
+
+def test_partners_are_drawn_uniformly_and_alike_for_everybody() -> None:
+    singles = [Pair((f"clip{i}",), ("abcde"[i // 20],)) for i in range(100)]
+    drawn = draw_mixtures(singles, 3, seed=1)
+    assert drawn == draw_mixtures(singles, 3, seed=1)
+    assert drawn != draw_mixtures(singles, 3, seed=2)
+    many = [draw_mixtures(singles, 3, seed)[7] for seed in range(3000)]
+    second = Counter(m.ids[1] for m in many)
+    assert not any(f"clip{i}" in second for i in range(20))  # of its own class
+    # 80 clips, 37.5 times each: five standard deviations are 30.4
+    assert len(second) == 80
+    assert 7 < min(second.values()) <= max(second.values()) < 68
+    assert all(len(set(m.labels)) == 3 for m in many)
+    with pytest.raises(ValueError, match="give vggsound_single_test"):
+        draw_mixtures(singles[:50], 4)
+
+
 def test_clips_instead_of_loose_files(release: Path) -> None:
     rows = list(csv.reader((release / "duet.csv").open()))
     for key in (rows[0][0], rows[0][2], rows[1][0]):
@@ -138,6 +179,13 @@ def test_clips_instead_of_loose_files(release: Path) -> None:
     assert [(f.member, f.t) for f in record.frames] == [("f0.png", 5.0), ("f1.png", 5.0)]
     assert abs(data[0].image.mean() - 4 * 25) < 3  # the frame at 5 s, 5 fps
     assert set(skipped(release, "vgg_duet").values()) == {"video missing"}
+    more = ["--rate", "44100", "--name", "vgg_duet_44k"]
+    assert convert(release, "--videos", str(release / "videos"), *more) == 0
+    spec = replace(SPEC, sample_rate=44100, seconds=3.0)
+    data = EvalSet(release / "vgg_duet_44k" / "vgg_duet_44k-test.json", spec)
+    assert (data.records[0].audios[0].rate, data[0].audio.shape) == (44100, (3 * 44100,))
+    peak = np.abs(np.fft.rfft(data[0].audio)).argmax() / 3  # Hz
+    assert abs(peak - 440) < 1
 
 
 def test_wrong_lists_are_named(release: Path, capsys: pytest.CaptureFixture) -> None:

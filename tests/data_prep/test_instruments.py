@@ -13,9 +13,12 @@ import pytest
 
 from avloc.data.labels import LABEL_SPACES
 from avloc.data.media import MediaError
+from avloc.data.schema import Record
+from avloc.data.shards import read_index, read_shard
 from data_prep import vgg_instruments, vgg_instruments_mixed
 from data_prep.array_pickle import read_array
 from data_prep.vgg_instruments import read_mask, read_rows
+from tests.data.clips import write_clip
 from tests.data_prep.loose import official, read, rectangle, skipped, write_picture, write_sound
 
 SINGLE = "vggsound_instruments/vgginstruments_test.csv"
@@ -72,6 +75,26 @@ def options(folder: Path, table: str) -> list[str]:
     return [*folders, "--jobs", "1"]
 
 
+def test_training_clips_are_those_of_vggsound(tmp_path: Path) -> None:
+    rows = [("--G-wKyj6JQ_000030", "harpsichord"), ("--gJvz9RrfA_000013", "bass_guitar")]
+    rows.append(("--nzKFQ7Myg_000109", "bongo"))
+    (tmp_path / "train.txt").write_text("".join(f"{key},{label}\n" for key, label in rows))
+    for key, _ in rows[:2]:
+        write_clip(tmp_path / "videos" / f"{key}.mp4", fps=5)
+    where = ["--annotations", str(tmp_path / "train.txt"), "--out", str(tmp_path), "--jobs", "1"]
+    assert vgg_instruments.main([*where, "--videos", str(tmp_path / "videos")]) == 0
+    index = read_index(tmp_path / "vgg_instruments" / "vgg_instruments-train.json")
+    assert index.count == 2
+    assert skipped(tmp_path, "vgg_instruments", "train") == {rows[2][0]: "video missing"}
+    names = LABEL_SPACES["instruments37"]
+    tars = [members for i in range(len(index.shards)) for members in read_shard(index.locate(i))]
+    found = {record.id: record for record in (Record.from_json(members["meta.json"]) for members in tars)}
+    for key, label in rows[:2]:
+        (target,) = found[key].targets
+        assert (target.class_name, target.class_id, target.label_space) == (label, names.index(label), "instruments37")
+        assert (found[key].split, found[key].map_rule, found[key].audios[0].src_id) == ("train", "none", key)
+
+
 def test_single(release: Path) -> None:
     (release / "media" / "anno" / "sample0002.pkl").write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
     assert vgg_instruments.main(options(release, "single.csv")) == 0
@@ -111,7 +134,9 @@ def test_mixed(release: Path) -> None:
 
 
 def test_a_sample_can_be_made_twice(release: Path) -> None:
-    args = Namespace(media=release / "media", annotations=release / "mixed.csv", name="", as_published=False)
+    args = Namespace(
+        media=release / "media", annotations=release / "mixed.csv", name="", as_published=False, rate=16000
+    )
     (plan,) = vgg_instruments.plans("vgg_instruments_mixed", args)
     first, second = plan.jobs[0].make(), plan.jobs[0].make()
     assert first

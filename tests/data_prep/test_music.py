@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from avloc.data.indexed import EvalSet
 from data_prep import music_duet, music_solo
 from data_prep.music import Row, music_target, read_rows, window
-from tests.data_prep.loose import areas, official, read, rectangle, skipped, write_picture, write_sound
+from tests.data_prep.loose import SPEC, areas, official, read, rectangle, skipped, write_picture, write_sound
 
 SOLO, DUET = "music/music_solo.json", "music/music_duet.json"
 
@@ -140,6 +142,14 @@ def test_solo(release: Path) -> None:
     notes = json.loads((release / "music_solo" / "music_solo-test.json").read_text())["notes"]
     assert notes[0] == "4 frames of 2 videos"
     assert [n.partition(":")[0] for n in notes[1:]] == ["fix xywh", "fix clip_boxes", "fix window"]
+
+
+def test_sounds_at_another_rate(release: Path) -> None:
+    assert music_solo.main(options(release, "solo.json", "--rate", "44100")) == 0
+    data = EvalSet(release / "music_solo" / "music_solo-test.json", replace(SPEC, sample_rate=44100))
+    place = [r.id for r in data.records].index("-_-TDDxoaAc_020_00607")
+    assert data.records[place].audios[0].rate == 44100
+    np.testing.assert_allclose(data[place].audio[22050], 15 / 50, atol=1e-3)  # half a second after 15.23 s
 
 
 def test_solo_as_published(release: Path) -> None:

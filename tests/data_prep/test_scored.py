@@ -47,7 +47,9 @@ from tests.data_prep.little import write_sound
 NAMES = [name for name in BENCHMARKS if not name.startswith("world")]
 SPLITS = ["avs_s4:train", "avs_v3:train"]
 CENTRE, CORNER = [56, 56, 168, 168], [0, 0, 112, 112]
+CENTRED = [[0.25, 0.25, 0.75, 0.75]]  # as a fraction of the picture
 A, B = "aaaaaaaaaaa_000001", "bbbbbbbbbbb_000002"
+C, D = "ccccccccccc_000003", "ddddddddddd_000004"
 
 
 def rows_of(boxes: dict[str, list[int]]) -> list[dict[str, Any]]:
@@ -119,6 +121,13 @@ def conversions(root: Path) -> Iterator[tuple[str, list[Any]]]:
     for table in ("duet.csv", "single.csv"):
         options = ["--media", release / "media", "--boxes", release / "vggss.json"]
         yield "vgg_duet", [*options, "--annotations", release / table]
+    yield "vgg_duet", [*options, "--annotations", release / "duet.csv", "--name", "vgg_mix2"]
+    found = {A: ("dog", CENTRED), B: ("cat", CENTRED), C: ("owl", CENTRED), D: ("hen", CENTRED)}
+    release = test_duet.lay_out(root / "mixed", [[A, "dog", B, "cat"], [C, "owl", D, "hen"]], found)
+    (release / "single.csv").write_text("".join(f"{key},{label}\n" for key, (label, _) in found.items()))
+    options = ["--media", release / "media", "--boxes", release / "vggss.json"]
+    for sources in ("3", "4"):
+        yield "vgg_duet", [*options, "--annotations", release / "single.csv", "--sources", sources]
 
     played = {f"sample{n:04d}": label for n, label in enumerate(("banjo", "cello", "harp", "piano", "tabla"))}
     pairs = [["sample0000", "banjo", "sample0003", "piano"], ["sample0001", "cello", "sample0004", "tabla"]]
@@ -340,6 +349,15 @@ HAND = {
             "multi/noprior/count_accuracy": 0,
         },
     ),
+    # C in every tile of three or four. That of a row is columns 168..503 of 672, three times C, and holds that of the
+    # middle tile; or columns 224..671 of 896, four times C, with those of the middle two. The rest has the precision of
+    # the whole row: 1/12, or 1/16.
+    "vgg_mix3": Hand(
+        4, {"multi/sources/cap": (1 / 3 + 2 / 12) / 3, "multi/sources/ciou@10": 0, "multi/tvsl/ciou@30": 1 / 3 / 3}
+    ),
+    "vgg_mix4": Hand(
+        4, {"multi/sources/cap": (2 / 4 + 2 / 16) / 4, "multi/sources/ciou@10": 0, "multi/tvsl/ciou@30": 2 / 4 / 4}
+    ),
     # 28:140 x 56:112 shares 84 * 56 with C: 3/4 of it, 3/8 of C; and 0:56 x 0:112, which shares nothing
     "music_solo": Hand(
         2,
@@ -359,6 +377,9 @@ HAND = {
         },
     ),
 }
+
+
+HAND["vgg_mix2"] = HAND["vgg_duet"]
 
 
 @pytest.mark.parametrize("name", [*NAMES, *SPLITS])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from avloc.data.indexed import EvalSet
+from avloc.data.labels import LABEL_SPACES
 from avloc.data.schema import Record
 from avloc.data.shards import Job, Skipped, read_index, read_shard
 from avloc.data.stream import TrainStream
@@ -96,6 +97,39 @@ def test_the_official_split_becomes_training_shards(clips: Path, tmp_path: Path,
     (batch,) = list(TrainStream(read_index(index), SPEC, batch=3))
     assert batch.image.shape == (3, 3, 32, 32)
     assert batch.audio.abs().amax(1).min() > 0.3
+
+
+def test_the_classes_of_a_label_space_alone(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(LABEL_SPACES, "two", ("elk bugling", "zebra"))
+    assert convert(clips, tmp_path, "--classes", "two", "--name", "vggsound_two") == 0
+    index = tmp_path / "vggsound_two" / "vggsound_two-train.json"
+    assert set(records(index)) == {"-abcdefghi0_000030", "cdefghijkl2_000007"}
+    assert "1 of the classes of two have no clip (zebra, ...)" in json.loads(index.read_text())["notes"]
+    with pytest.raises(SystemExit):
+        convert(clips, tmp_path, "--classes", "three")
+    assert "--classes three is no label space; there are avs_s4_23" in capsys.readouterr().err
+
+
+def test_several_frames_of_a_training_clip(clips: Path, tmp_path: Path) -> None:
+    """A second apart around the middle of 2 s, 2 s and 1 s; each is a frame to train on, one of them a visit."""
+    assert convert(clips, tmp_path, "--frames", "3", "--name", "vggsound_3") == 0
+    index = tmp_path / "vggsound_3" / "vggsound_3-train.json"
+    found = records(index)
+    times = {id: [f.t for f in record.frames] for id, (record, _) in found.items()}
+    assert times["-abcdefghi0_000030"] == [0.0, 1.0, 2.0]
+    assert times["cdefghijkl2_000007"] == [0.0, 0.5, 1.0]  # where the clip begins and ends
+    record, members = found["-abcdefghi0_000030"]
+    assert record.scored == [0, 1, 2]
+    assert len({members[f"f{k}.jpg"] for k in range(3)}) > 1
+    stream = TrainStream(read_index(index), SPEC, batch=3)
+    seen = set()
+    for epoch in range(8):
+        stream.start_at(epoch)
+        seen |= {key.partition(".")[2] for batch in stream for key in batch.key}
+    assert seen == {"f0", "f1", "f2"}
+    assert len(EvalSet(index, SPEC)) == 9  # what is stored of it
 
 
 def test_boxes_make_the_vggss_set(clips: Path, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from avloc.data.module import converter
 from avloc.evaluation.benchmarks import BENCHMARKS, benchmark
 from avloc.report import published
 
-# Mixtures of three and four, and the sub-list that was never published (facts/datasets.md section 2.10).
-WITHOUT = {"vgg_mix2", "vgg_mix3", "vgg_mix4", "vggss_sub"}
+# The sub-list that was never published (facts/datasets.md section 2.10).
+WITHOUT = {"vggss_sub"}
 
 
 @pytest.mark.parametrize("name", [b for b in BENCHMARKS if not b.startswith("world")])

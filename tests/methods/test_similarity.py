@@ -11,33 +11,20 @@ import torch.nn.functional as F
 
 from avloc.backbones.audioclip import AudioCLIP
 from avloc.backbones.clipseg import normalise
-from avloc.backbones.openclip import TINY as CLIP
-from avloc.backbones.openclip import OpenCLIP
-from avloc.backbones.tokens import train_world_tokenizer
-from avloc.backbones.wav2clip import Wav2CLIP, Wav2CLIPConfig
+from avloc.backbones.wav2clip import Wav2CLIP
 from avloc.methods.baselines.similarity import PatchSimilarity
 from avloc.methods.load import load_method
 from avloc.types import AVBatch
 from avloc.weights import WeightError
-from tests.methods.test_tvsl import NAMES, TINY, batch, noise
+from tests.methods.test_tvsl import NAMES, batch, noise
+from tests.methods.tiny import WAV2CLIP, tiny_audioclip_files
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("towers")
-    tokenizer = train_world_tokenizer(NAMES)
-    size = tokenizer.encode("")[-1] + 1
-    AudioCLIP(replace(TINY, text=replace(TINY.text, vocab_size=size)), tokenizer).save_world(
-        folder / "audioclip.safetensors"
-    )
-    clip = CLIP | {"text_cfg": CLIP["text_cfg"] | {"vocab_size": size}}
-    OpenCLIP(clip, tokenizer).save_world(folder / "clip.safetensors")
-    config = Wav2CLIPConfig(8000, 128, 90, blocks=(1, 1, 1, 1), mlp_units=(64, 32, 64))
-    Wav2CLIP(config).save_world(folder / "wav2clip.safetensors")
-    config = replace(config, mlp_units=(64, 32, 48))
-    Wav2CLIP(config).save_world(folder / "narrow.safetensors")
-    return {name: f"file:{folder / name}.safetensors" for name in ("audioclip", "clip", "wav2clip", "narrow")}
+    Wav2CLIP(replace(WAV2CLIP, mlp_units=(64, 32, 48))).save_world(folder / "narrow.safetensors")
+    return tiny_audioclip_files(folder, NAMES) | {"narrow": f"file:{folder / 'narrow.safetensors'}"}
 
 
 def audioclip(files: dict[str, str], **options: object) -> PatchSimilarity:
@@ -123,8 +110,9 @@ def test_the_tuned_loss_is_the_contrast_of_the_most_similar_patches(files: dict[
 def test_towers_that_do_not_go_together(files: dict[str, str]) -> None:
     with pytest.raises(WeightError, match="is no ViT with embeddings of 48"):
         PatchSimilarity(None, files["narrow"], files["clip"])
-    with pytest.raises(ValueError, match="with audioclip or with wav2clip"):
-        PatchSimilarity(files["audioclip"], files["wav2clip"])
+    for given in ((files["audioclip"], files["wav2clip"]), (None, files["wav2clip"]), (None, None, files["clip"])):
+        with pytest.raises(ValueError, match="with audioclip, or with wav2clip and its clip"):
+            PatchSimilarity(*given)
     model = PatchSimilarity(None, files["wav2clip"], files["clip"], seconds=0.5)
     with pytest.raises(ValueError, match="64 x 64 pixels, or several in a row; got 64 x 96"):
         model.towers.see(torch.zeros(1, 3, 64, 96, dtype=torch.uint8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from dataclasses import replace
@@ -9,16 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from avloc.backbones.audioclip import AudioCLIP, AudioCLIPConfig, AudioConfig, ImageConfig, TextConfig
 from avloc.backbones.clipseg import normalise
-from avloc.backbones.tokens import train_world_tokenizer
+from avloc.data.mixing import mix_at_random
+from avloc.data.schema import Audio, Frame, Record, Sample, Target
+from avloc.data.transforms import SampleError, make_item
 from avloc.evaluation.measures import Scored
 from avloc.methods.load import load_method
 from avloc.methods.tvsl import TVSL
@@ -27,6 +31,7 @@ from avloc.methods.tvsl.method import Detection, crossed, draw_maps, losses_of, 
 from avloc.methods.tvsl.network import DESIGNS, Design, TVSLNetwork
 from avloc.types import AVBatch, Localization
 from avloc.weights import WeightError
+from tests.methods.tiny import tiny_audioclip_files
 
 D, N = 8, 6
 NAMES = ["bell", "drum", "flute", "dog", "cat", "bird"]
@@ -202,6 +207,7 @@ def one_of_two(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_with_different_numbers_of_sources_equal_the_whole_batch(tmp_path: Path) -> None:
     step = Step()
     step([0, 1, 2, 3], False).backward()
@@ -215,22 +221,10 @@ def test_two_processes_with_different_numbers_of_sources_equal_the_whole_batch(t
 # ---- the method
 
 
-TINY = AudioCLIPConfig(
-    embed_dim=16,
-    image=ImageConfig(32, (1, 1, 1, 1), width=4, heads=2, strides=(2, 1, 1)),
-    text=TextConfig(context_length=40, vocab_size=0, width=16, heads=2, layers=2),
-    audio=AudioConfig(8000, 256, 70, 200, layers=(1, 1, 1, 1), width=4, groups=2, width_per_group=32),
-)
-
-
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    tokenizer = train_world_tokenizer([*NAMES, "cow", "saw", "playing"])
-    text = replace(TINY.text, vocab_size=tokenizer.encode("")[-1] + 1)
-    path = tmp_path_factory.mktemp("towers") / "audioclip.safetensors"
-    AudioCLIP(replace(TINY, text=text), tokenizer).save_world(path)
-    return f"file:{path}"
+    folder = tmp_path_factory.mktemp("towers")
+    return tiny_audioclip_files(folder, [*NAMES, "cow", "saw", "playing"])["audioclip"]
 
 
 def method(towers: str, **options: object) -> TVSL:
@@ -300,6 +294,15 @@ def test_the_sound_reaches_the_tower_at_the_scale_of_the_design(towers: str) -> 
         b = batch([[0], [1]])
         model.perceive(b)
         assert heard[-1] == pytest.approx(factor * b.audio.abs().max().item(), rel=1e-5)
+
+
+def test_given_classes_carry_the_numbers_of_the_data_set(towers: str) -> None:
+    """A list in another order, of another length: the names say which is meant, the numbers come back as they were."""
+    b = batch([[4, 2], [1]], tiles=2)
+    answer = method(towers, sources="given", classes=["cow", *reversed(NAMES)]).eval().localize(b)
+    assert answer.label.tolist() == [[4, 2], [1, -1]]
+    same = method(towers, sources="given").eval().localize(b)
+    torch.testing.assert_close(answer.heatmap, same.heatmap)
 
 
 def test_given_classes_have_one_map_each_in_their_order(towers: str) -> None:
@@ -425,7 +428,7 @@ def test_training_mixtures_have_as_many_pictures_as_asked(towers: str) -> None:
     single, widths = batch([[0], [3], [2], [5], [1], [4]]), []
     for seed in range(12):
         torch.manual_seed(seed)
-        mixture = model.mix(single)
+        mixture = mix_at_random(single, *model.mixed)
         K = mixture.class_id.shape[1]
         assert mixture.image.shape == (6, 3, 32, 32 * K)
         widths.append(K)
@@ -504,10 +507,36 @@ def test_sizes_that_the_tower_cannot_see(towers: str) -> None:
         method(towers).localize(b)
 
 
+def test_stereo_is_averaged_and_another_rate_or_shape_is_refused(towers: str) -> None:
+    model = method(towers).eval()
+    spec = model.input_spec
+    left, right = noise(2, 4000, seed=5).clamp(-1, 1).numpy() / 4
+    for wave, rate in ((np.stack([left, right], 1), 8000), (left, 8000), (left, 16000)):
+        out = io.BytesIO()
+        soundfile.write(out, wave, rate, format="FLAC", subtype="PCM_16")
+        audio = Audio("a0.flac", duration=len(wave) / rate, rate=rate, channels=wave.ndim)
+        record = Record(
+            "toy", "x", frames=[Frame("f0.png", 32, 32)], audios=[audio], targets=[Target(0, "bell", audio=0)]
+        )
+        picture = io.BytesIO()
+        Image.new("RGB", (32, 32)).save(picture, "PNG")
+        sample = Sample(record, {"f0.png": picture.getvalue(), "a0.flac": out.getvalue()})
+        if rate == 8000:
+            want = wave.mean(1) if wave.ndim == 2 else wave
+            np.testing.assert_allclose(make_item(sample, spec).audio, want, atol=2e-5)
+        else:
+            with pytest.raises(SampleError, match="has 16000 Hz, the method wants 8000 Hz"):
+                make_item(sample, spec)
+    b = batch([[0]])
+    b.audio = torch.stack([b.audio, b.audio], 1)
+    with pytest.raises(ValueError, match="needs a mono waveform"):
+        model.localize(b)
+
+
 def test_options_that_cannot_be(towers: str) -> None:
     with pytest.raises(ValueError, match="0 to 32 tokens, got 33"):
         method(towers, prompts=33)
-    with pytest.raises(ValueError, match="1 or more; got 0"):
+    with pytest.raises(ValueError, match=r"1 or more, or \[least, most\]; got 0"):
         method(towers, mixed=0)
     with pytest.raises(ValueError, match="the text tower has 40"):
         method(towers, classes=["dog", "playing " * 20], prompts=32)

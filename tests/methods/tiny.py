@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,32 @@ import soundfile
 import torch
 from PIL import Image
 
+from avloc.backbones.audioclip import AudioCLIP, AudioCLIPConfig, AudioConfig, ImageConfig, TextConfig
 from avloc.backbones.beats import BEATs, BEATsConfig
 from avloc.backbones.clipseg import CLIPSeg
+from avloc.backbones.openclip import TINY as CLIP
+from avloc.backbones.openclip import OpenCLIP
 from avloc.backbones.sam import SAM, TINY
 from avloc.backbones.tokens import train_world_tokenizer
 from avloc.backbones.vggish import VGGish, VGGishConfig
+from avloc.backbones.wav2clip import Wav2CLIP, Wav2CLIPConfig
 from avloc.data.schema import Audio, Frame, Record, Sample, Target
 from avloc.data.shards import write_shards
 from avloc.types import AVBatch
 
 SIDE, SECONDS = 32, 0.5
+AUDIOCLIP = AudioCLIPConfig(
+    embed_dim=16,
+    image=ImageConfig(32, (1, 1, 1, 1), width=4, heads=2, strides=(2, 1, 1)),
+    text=TextConfig(context_length=40, vocab_size=0, width=16, heads=2, layers=2),
+    audio=AudioConfig(8000, 256, 70, 200, layers=(1, 1, 1, 1), width=4, groups=2, width_per_group=32),
+)
+WAV2CLIP = Wav2CLIPConfig(8000, 128, 90, blocks=(1, 1, 1, 1), mlp_units=(64, 32, 64))
 
 
-def tiny_clipseg(seed: int = 0) -> CLIPSeg:
+def tiny_clipseg(seed: int = 0, words: Sequence[str] = ()) -> CLIPSeg:
     torch.manual_seed(seed)
-    tokenizer = train_world_tokenizer(["a", "an", "photo", "photograph", "image", "of"])
+    tokenizer = train_world_tokenizer(["a", "an", "photo", "photograph", "image", "of", *words])
     end = tokenizer.encode("")[-1]
     width = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2}
     return CLIPSeg(
@@ -89,6 +101,22 @@ def tiny_sam_files(folder: Path, seed: int = 0) -> dict[str, str]:
     SAM(TINY).save_world(folder / "sam.safetensors")
     VGGish(VGGishConfig((4, 4, 8, 8), 16, 128)).save_world(folder / "vggish.safetensors")
     return {name: f"file:{folder / name}.safetensors" for name in ("sam", "vggish")}
+
+
+def tiny_audioclip_files(folder: Path, words: list[str], rate: int = 8000) -> dict[str, str]:
+    """Weight sources ``audioclip``, and ``wav2clip`` with its ``clip``, written to ``folder``.
+
+    AudioCLIP sees 32 pixels with a stride of 8; its texts are of these words. CLIP sees 64 pixels.
+    """
+    torch.manual_seed(0)
+    tokenizer = train_world_tokenizer(words)
+    size = tokenizer.encode("")[-1] + 1
+    text, audio = replace(AUDIOCLIP.text, vocab_size=size), replace(AUDIOCLIP.audio, sample_rate=rate)
+    AudioCLIP(replace(AUDIOCLIP, text=text, audio=audio), tokenizer).save_world(folder / "audioclip.safetensors")
+    clip = CLIP | {"text_cfg": CLIP["text_cfg"] | {"vocab_size": size}}
+    OpenCLIP(clip, tokenizer).save_world(folder / "clip.safetensors")
+    Wav2CLIP(replace(WAV2CLIP, sample_rate=rate)).save_world(folder / "wav2clip.safetensors")
+    return {name: f"file:{folder / name}.safetensors" for name in ("audioclip", "clip", "wav2clip")}
 
 
 def avs_clip(i: int, frames: int = 5, seconds: float = 5.0, empty: bool = False, tags: tuple[str, ...] = ()) -> Sample:

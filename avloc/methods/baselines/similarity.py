@@ -18,7 +18,7 @@ from avloc.backbones.audioclip import AudioCLIP, Positions
 from avloc.backbones.clipseg import normalise
 from avloc.backbones.openclip import OpenCLIP
 from avloc.backbones.wav2clip import Statistics, Wav2CLIP
-from avloc.data.mixing import draw_partners, mix_batch, sources_of
+from avloc.data.mixing import mix_at_random, range_of
 from avloc.methods.base import Localizer
 from avloc.methods.losses import symmetric_infonce
 from avloc.metrics.maps import minmax
@@ -103,7 +103,7 @@ class PatchSimilarity(Localizer):
     Args:
         audioclip: weight source of AudioCLIP; None to use Wav2CLIP.
         wav2clip: weight source of Wav2CLIP, which hears into the space of ``clip``.
-        clip: weight source of its CLIP, a ViT of its width (ViT-B/32).
+        clip: weight source of its CLIP, a ViT of its width (ViT-B/32); None with AudioCLIP.
         positions: of AudioCLIP's picture tokens, see `avloc.backbones.audioclip.ImageTower.tokens`.
         statistics: see `avloc.backbones.wav2clip.Wav2CLIP`.
         tuning: ``none`` is zero-shot. ``linear``: a layer behind each tower, initially the identity, learns by InfoNCE
@@ -117,20 +117,20 @@ class PatchSimilarity(Localizer):
         lr_scheduler: see `Localizer`.
 
     Raises:
-        ValueError: not one of the two towers, or a mixture of less than one sample.
+        ValueError: neither of the two, or parts of both; or a mixture of less than one sample.
         WeightError: a file is missing, damaged, or of another model.
     """
 
     def __init__(
         self,
-        audioclip: str | None = "audioclip",
+        audioclip: str | None = "audioclip_full",
         wav2clip: str | None = None,
-        clip: str = "clip_vit_b32",
+        clip: str | None = None,
         positions: Positions = "grid",
         statistics: Statistics = "clip",
         tuning: Literal["none", "linear"] = "none",
         tau: float = 0.07,
-        mixed: int = 1,
+        mixed: int | tuple[int, int] = 1,
         seconds: float = 5.0,
         heatmap_size: int = 224,
         optimizer: OptimizerCallable = torch.optim.Adam,
@@ -138,17 +138,18 @@ class PatchSimilarity(Localizer):
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"], logger=False)
-        if (audioclip is None) == (wav2clip is None):
-            raise ValueError("PatchSimilarity listens with audioclip or with wav2clip: set the other to null.")
-        if mixed < 1:
-            raise ValueError(f"PatchSimilarity: mixed counts the samples of a mixture, 1 or more; got {mixed}.")
+        if (audioclip is None) == (wav2clip is None) or (wav2clip is None) != (clip is None):
+            raise ValueError(
+                "PatchSimilarity listens with audioclip, or with wav2clip and its clip: set the others to null."
+            )
         towers: AudioCLIPTowers | Wav2CLIPTowers
         if audioclip is not None:
             towers = AudioCLIPTowers(audioclip, positions)
         else:
             assert wav2clip is not None
+            assert clip is not None
             towers = Wav2CLIPTowers(wav2clip, clip, statistics)
-        self.towers, self.tuning, self.tau, self.mixed = towers, tuning, tau, mixed
+        self.towers, self.tuning, self.tau, self.mixed = towers, tuning, tau, range_of(mixed)
         self.heatmap_size = heatmap_size
         self.frozen_files = towers.files
         self.input_spec = InputSpec(
@@ -178,8 +179,7 @@ class PatchSimilarity(Localizer):
         """
         if self.tuning == "none":
             return super().training_losses(batch)
-        if self.mixed > 1:
-            batch = mix_batch(batch, draw_partners(sources_of(batch), self.mixed))
+        batch = mix_at_random(batch, *self.mixed)
         patches, sound = self.tokens(batch)
         with torch.autocast(sound.device.type, enabled=False):
             similarity = torch.einsum("adn,bd->ban", patches.flatten(2), sound).amax(2)

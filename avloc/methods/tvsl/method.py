@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from avloc.backbones.audioclip import AudioCLIP
 from avloc.backbones.clipseg import normalise
 from avloc.data.labels import LABEL_SPACES
-from avloc.data.mixing import draw_partners, mix_batch, sources_of
+from avloc.data.mixing import mix_at_random, range_of
 from avloc.methods.base import Localizer
 from avloc.methods.losses import gather_rows, rank_and_world
 from avloc.methods.tvsl.losses import Scales, classification, correspondence, detection
@@ -95,7 +95,7 @@ class TVSL(Localizer):
     def __init__(
         self,
         classes: str | list[str],
-        audioclip: str = "audioclip",
+        audioclip: str = "audioclip_full",
         design: DesignName | Design = "published",
         sources: Literal["detected", "given"] = "detected",
         detected: Detection = Detection(),
@@ -115,10 +115,8 @@ class TVSL(Localizer):
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"], logger=False)
         self.design = design if isinstance(design, Design) else DESIGNS[design]
         self.sources, self.detected, self.negatives = sources, detected, negatives
-        self.mixed = (mixed, mixed) if isinstance(mixed, int) else (mixed[0], mixed[1])
+        self.mixed = range_of(mixed)
         self.heatmap_size = heatmap_size
-        if not 1 <= self.mixed[0] <= self.mixed[1]:
-            raise ValueError(f"T-VSL: mixed counts the samples of a mixture, 1 or more; got {mixed}.")
         if not 0 <= prompts <= LONGEST_PROMPT:
             raise ValueError(f"T-VSL: learnt prompts have 0 to {LONGEST_PROMPT} tokens, got {prompts}.")
         self.towers = AudioCLIP.from_source(audioclip)
@@ -273,7 +271,7 @@ class TVSL(Localizer):
             ValueError: a class is missing, not in the list, or there twice in one mixture; see `avloc.data.mixing` for
                 what cannot be mixed.
         """
-        batch = self.mix(batch)
+        batch = mix_at_random(batch, *self.mixed)  # a resumed run draws alike: the step's samples seed torch
         for names, key in zip(batch.label, batch.key, strict=False):
             if twice := next((n for i, n in enumerate(names) if n and n in names[:i]), None):
                 raise ValueError(
@@ -286,14 +284,6 @@ class TVSL(Localizer):
         scales = Scales(temperature("image_text"), temperature("audio_text"), temperature("audio_image"))
         gathered = self.negatives == "gathered"
         return losses_of(self.network, self.perceive(batch), self.bank(), index, target, scales, gathered)
-
-    def mix(self, batch: AVBatch) -> AVBatch:
-        """Mixtures of the batch's samples. Every process and a resumed run draw alike: the step seeds torch."""
-        least, most = self.mixed
-        if most == 1:
-            return batch
-        K = least if least == most else int(torch.randint(least, most + 1, ()))
-        return mix_batch(batch, draw_partners(sources_of(batch), K))
 
     def targets(self) -> Tensor:
         """Row of the bank that each class is taught, int64 ``[N]``."""
@@ -308,6 +298,7 @@ class TVSL(Localizer):
 
         Where fewer classes are detected than there are maps, also where it is none, the other maps are zero and their
         label is -1; the confidence is that of the next probable class. A class that is given twice has its map twice.
+        Given classes are found by name, and labelled with the data set's own numbers.
 
         Raises:
             ValueError: ``given`` sources are unknown; or the batch numbers its classes otherwise than the list.
@@ -327,6 +318,8 @@ class TVSL(Localizer):
             size = self.heatmap_size, self.heatmap_size * grid[1] // grid[0]
             maps = draw_maps(maps, size, self.design) * (index >= 0)[..., None, None]
         label = torch.where(index < 0, -1, index + self.first_class)
+        if self.sources == "given" and batch.class_id is not None and batch.class_id.shape == label.shape:
+            label = torch.where((index < 0) | (batch.class_id < 0), label, batch.class_id)
         return Localization(maps, confidence, label)
 
     def detect(self, probability: Tensor) -> tuple[Tensor, Tensor]:
