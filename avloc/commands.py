@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import inspect
 import json
 import subprocess
 import sys
@@ -39,6 +37,7 @@ __all__ = [
 TRAIN_HELP = """usage: avloc train NAME [NAME ...] [--resume] [options of `avloc fit`]
 
 Fit each experiment, test its best checkpoint, and print its table beside the published row.
+A method without training, whose YAML has no data.train, is tested alone.
 NAME is a YAML in experiments/; --resume goes on from the newest checkpoint of the experiment's newest run."""
 
 
@@ -56,10 +55,12 @@ def train(args: list[str]) -> None:
     for config in configs:
         runs_folder = Path(RUNS) / config.stem
         more = ["--ckpt_path", str(newest_state(runs_folder))] if resume else []
-        print(f"avloc fit -c {config} --test_after_fit=true {' '.join(more + options)}", flush=True)
-        command = [sys.executable, "-m", "avloc.cli", "fit", "-c", str(config), "--test_after_fit=true"]
+        words = ["fit", "-c", str(config), "--test_after_fit=true", *more, *options]
+        if not trains(config, options):
+            words = ["test", "-c", str(config), *more, *options]
+        print(f"avloc {' '.join(words)}", flush=True)
         earlier = set(runs_folder.glob("version_*/results.json"))
-        done = subprocess.run([*command, *more, *options])
+        done = subprocess.run([sys.executable, "-m", "avloc.cli", *words])
         if done.returncode:
             sys.exit(done.returncode)
         runs += newest(set(runs_folder.glob("version_*/results.json")) - earlier)  # never an older run's
@@ -67,6 +68,12 @@ def train(args: list[str]) -> None:
         folders = [r.parent for r in runs]
         report(folders, folders[0])
         print("pictures: " + ", ".join(str(f / "panels") for f in folders))
+
+
+def trains(config: Path, options: list[str]) -> bool:
+    """Whether an experiment has a training set: one of a method without training is tested alone."""
+    data = yaml.safe_load(config.read_text()).get("data") or {}
+    return bool(data.get("train")) or any(o.split("=")[0] == "--data.train" for o in options)
 
 
 def newest(paths: Any) -> list[Path]:
@@ -98,8 +105,8 @@ def report(
         runs: run folders, each with a results.json.
         out: folder for report.html, report.md, report.csv and report.tex.
         metrics: the published columns, or everything that was measured.
-        paper: lay the runs into this paper's table: souple, acl_ssl, gavs, seac, tvsl.
-        table: number of that table as printed.
+        paper: lay the runs into this paper's tables: souple, acl_ssl, gavs, seac, tvsl, or all of them.
+        table: number of one table as printed; by default every table in which a run has a row.
     """
     from avloc.evaluation.results import numbers_of_some
     from avloc.report.tables import report as write_report
@@ -147,6 +154,7 @@ def localize(
     image: Path | None = None,
     audio: Path | None = None,
     ckpt: Path | None = None,
+    phrases: Path | None = None,
 ) -> None:
     """Show where the sound of a video, or of a picture with a sound, comes from.
 
@@ -156,8 +164,11 @@ def localize(
         image: a picture instead of a video.
         audio: the sound that goes with the picture.
         ckpt: checkpoint of a trained method; by default the newest one under runs/.
+        phrases: a file with one phrase a line, of which the nearest to the sound are told (ACL-SSL and SOUPLE); by
+            default class names: the embedded world's for a method on its weights, else VGG-SS's.
     """
     from avloc.localize import localize_still, localize_video
+    from avloc.methods.acl.inversion import default_phrases, read_phrases
     from avloc.methods.load import load_method
 
     if (clip is None) == (image is None) or (image is None) != (audio is None):
@@ -168,12 +179,13 @@ def localize(
             "No trained method was found under runs/. Name one with --ckpt, or train one: make train EXP=quickstart."
         )
     model = load_method(found[0])
+    known = read_phrases(phrases) if phrases else default_phrases(model)
     if clip is not None:
-        localize_video(model, clip, out)
+        localize_video(model, clip, out, phrases=known)
     else:
         assert image is not None
         assert audio is not None
-        localize_still(model, image, audio, out)
+        localize_still(model, image, audio, out, phrases=known)
     print(f"written to {out}")
 
 
@@ -230,12 +242,9 @@ def weights(experiment: str | None = None) -> None:
     """
     sources = sorted(weight_files.KNOWN)
     if experiment is not None:
-        model = yaml.safe_load(find_config(experiment).read_text())["model"]
-        module, _, name = model["class_path"].rpartition(".")
-        parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
-        defaults = {k: p.default for k, p in parameters.items()}
-        values = (defaults | model.get("init_args", {})).values()
-        sources = [v for v in values if isinstance(v, str) and weight_files.is_source(v)]
+        from avloc.experiment import model_settings
+
+        sources = sources_in(model_settings(find_config(experiment)))
     table = Table("source", "here", "file", "licence", "SHA-256", title="weights")
     for source in sources:
         known = weight_files.KNOWN.get(source)
@@ -246,6 +255,19 @@ def weights(experiment: str | None = None) -> None:
         digest = weight_files.sha256(path) if path else ""
         table.add_row(source, "yes" if path else "no", origin, licence, digest)
     Console().print(table)
+
+
+def sources_in(settings: Any) -> list[str]:
+    """The weight sources in settings, however deep, each once; ``path`` of an option is a file too."""
+    if isinstance(settings, str):
+        return [settings] if weight_files.is_source(settings) else []
+    if isinstance(settings, dict):
+        parts = [f"file:{v}" if k == "path" else v for k, v in settings.items()]
+    elif isinstance(settings, list | tuple):
+        parts = list(settings)
+    else:
+        parts = [vars(settings)] if hasattr(settings, "__dict__") else []  # a default that is no plain value
+    return list(dict.fromkeys(source for part in parts for source in sources_in(part)))
 
 
 def world(out: Path = Path("data"), splits: list[str] | None = None, videos: int = 0, seconds: float = 10.0) -> None:
@@ -269,7 +291,7 @@ def world(out: Path = Path("data"), splits: list[str] | None = None, videos: int
 
 
 def bench_step(
-    method: Literal["acl", "souple", "gavs"] = "souple",
+    method: Literal["acl", "souple", "gavs", "seac", "tvsl"] = "souple",
     batch_size: int | None = None,
     full_size: bool = False,
     steps: int = 3,
@@ -282,11 +304,12 @@ def bench_step(
     """Time, memory and FLOPs of a training step.
 
     ACL and SOUPLE against the passes that the step cannot do without; GAVS against its release's way, a loop that feeds
-    the same frames one by one.
+    the same frames one by one. SeAC's step reads stored features; told are the shares of VGGish and of the association
+    module, without which no implementation could do. T-VSL's step has two sources; told is that of four, too.
 
     Args:
         method: whose step.
-        batch_size: samples of the step; 8 by default, 16 frames of GAVS.
+        batch_size: samples of the step; 8 by default, 16 frames of GAVS, 32 of SeAC, 16 of T-VSL.
         full_size: the published sizes with random weights instead of the embedded world's.
         steps: timed repetitions; the median is printed.
         precision: of the autocast.
@@ -303,6 +326,20 @@ def bench_step(
         from avloc.bench.gavs import measure_gavs
 
         print_result(measure_gavs(batch_size or 16, full_size, steps, precision, stored), json)
+        return
+    if method == "seac":
+        if recompute or compile:
+            raise UsageError("bench step --method seac has neither --recompute nor --compile. Leave them out.")
+        from avloc.bench.seac import measure_seac
+
+        print_result(measure_seac(batch_size or 32, full_size, steps, precision), json)
+        return
+    if method == "tvsl":
+        if recompute or compile or stored:
+            raise UsageError("bench step --method tvsl has no --recompute, --compile or --stored. Leave them out.")
+        from avloc.bench.tvsl import measure_tvsl
+
+        print_result(measure_tvsl(batch_size or 16, full_size, steps, precision), json)
         return
     if stored:
         raise UsageError(f"bench step --stored is for gavs; {method} stores no features. Leave it out.")

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from avloc import RUNS
+from avloc.cli import UsageError
 from avloc.data.module import AVDataModule
 from avloc.evaluation.evaluator import Evaluator
 from avloc.methods.base import Localizer
@@ -21,7 +22,7 @@ from avloc.report.predictions import Predictions
 from avloc.report.published import Reference
 from avloc.report.telemetry import Panels, Provenance, Throughput, default_loggers
 
-__all__ = ["ExperimentCLI", "instantiate"]
+__all__ = ["ExperimentCLI", "instantiate", "model_settings"]
 
 # Warnings about what is meant to be so: arguments are rewritten before parsing, frozen towers stay in eval mode.
 EXPECTED = (
@@ -116,6 +117,10 @@ class ExperimentCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
+        if not self.model.trainable():
+            raise UsageError(
+                f"{type(self.model).__name__} has nothing to train. Test it: avloc test -c {self.settings.experiment}"
+            )
         if self.settings.start_from:
             self.model.start_from(Path(self.settings.start_from))
 
@@ -123,6 +128,14 @@ class ExperimentCLI(LightningCLI):
         if self.settings.test_after_fit and not self.trainer.interrupted:
             best = next(c for c in self.trainer.checkpoint_callbacks if type(c) is ModelCheckpoint)
             self.trainer.test(self.model, self.datamodule, ckpt_path=best.best_model_path or None, weights_only=True)
+
+
+def model_settings(config: Path) -> dict[str, Any]:
+    """The method of a YAML with the defaults of all that it leaves out; nothing is built."""
+    parser = LightningArgumentParser(prog="avloc weights", allow_abbrev=False)
+    parser.add_subclass_arguments(Localizer, "model", required=True)
+    settings = parser.parse_object({"model": yaml.safe_load(config.read_text())["model"]})
+    return settings.model.as_dict()
 
 
 def instantiate(config: Path, overrides: list[str]) -> tuple[Localizer, AVDataModule]:

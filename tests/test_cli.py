@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,6 +95,11 @@ def test_weights_lists_what_an_experiment_needs(
     told = capsys.readouterr().out
     assert "world:clipseg" in told
     assert "yes" in told
+    main(["weights", "--experiment", "seac"])  # files of parts, and of parts of parts
+    told = capsys.readouterr().out
+    for file in ("RN50.pt", "vggish-10086976.pth", "sam_vit_h_4b8939.pth", "data/mavl_boxes.safetensors"):
+        assert file in told
+    assert "hf:google/owlv2-base-patch16-ensemble" in told
 
 
 def test_localize_wants_a_video_or_a_still(capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,3 +118,31 @@ def test_train_with_nothing_to_resume(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert "Nothing to resume" in fails(["train", "quickstart", "--resume"], capsys)
+
+
+def test_train_only_tests_a_method_without_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran: list[list[str]] = []
+
+    def run(command: list[str]) -> SimpleNamespace:
+        ran.append(command[3:])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr("avloc.commands.subprocess.run", run)
+    main(["train", "clipseg_oracle_world", "quickstart", "--data.num_workers=0"])
+    assert [words[0] for words in ran] == ["test", "fit"]
+    assert "--test_after_fit=true" in ran[1]
+    assert "--test_after_fit=true" not in ran[0]
+    assert all("--data.num_workers=0" in words for words in ran)
+    main(["train", "clipseg_oracle_world", "--data.train_fraction=0.5"])
+    main(["train", "clipseg_oracle_world", "--data.train=world:train"])
+    assert [words[0] for words in ran[2:]] == ["test", "fit"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fit_of_a_method_without_training_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = fails(["fit", "-c", "clipseg_oracle_world", "--trainer.logger=false"], capsys)
+    assert "TextGrounder has nothing to train. Test it: avloc test -c clipseg_oracle_world" in told
