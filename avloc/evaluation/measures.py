@@ -240,21 +240,34 @@ def sourcewise(scored: Scored, maps: Tensor) -> tuple[Tensor, Tensor]:
 
 def own_sources(scored: Scored) -> dict[str, Tensor]:
     """cIoU of the larger half of each source's map (after min-max), AP of the map as it is, and the mean AP of the
-    best assignment of maps to sources, whoever is asked."""
+    best assignment of maps to sources, whoever is asked: names that a method gives its maps do not count there."""
     maps, truth = sourcewise(scored, scored.sources)
     B, S = scored.real.shape
     normal = minmax(maps)
     overlap = ciou(normal, truth, median_threshold(normal), ">=").view(B, S, 1)
-    pairs = scored.sources[:, :, None].expand(-1, -1, S, -1, -1), scored.batch.truth[:, None].expand(-1, S, -1, -1, -1)  # type: ignore[index]
-    ap = multi.pixel_average_precision(*(p.flatten(0, 2) for p in pairs)).view(B, S, S)
-    orders = torch.tensor(list(permutations(range(S))), device=ap.device)
+    own = multi.pixel_average_precision(maps, truth).view(B, S, 1)
+    given = anonymous(scored)
+    goals = truth.unflatten(0, (B, 1, S)).expand(-1, given.shape[1], -1, -1, -1)
+    pairs = given[:, :, None].expand_as(goals), goals
+    ap = multi.pixel_average_precision(*(p.flatten(0, 2) for p in pairs)).view(B, -1, S)
+    orders = torch.tensor(list(permutations(range(given.shape[1]), S)), device=ap.device)
     assigned = ap[:, orders, torch.arange(S, device=ap.device)] * scored.real[:, None]
     best = assigned.sum(2).amax(1) / scored.real.sum(1).clamp(min=1)
-    return {
-        "ciou": padded(overlap, scored.real),
-        "ap": padded(ap.diagonal(0, 1, 2)[..., None], scored.real),
-        "piap": best,
-    }
+    return {"ciou": padded(overlap, scored.real), "ap": padded(own, scored.real), "piap": best}
+
+
+def anonymous(scored: Scored) -> Tensor:
+    """The maps as the method gave them, ``[B, M, G, G']``: the `SOURCES` surest, filled up with zeros to the number of
+    sources."""
+    assert scored.batch.truth is not None
+    if scored.answer.label is None or scored.answer.heatmap.shape[1] == 1:
+        return scored.sources
+    maps = scored.answer.heatmap
+    if maps.shape[1] > SOURCES:
+        surest = scored.answer.confidence.topk(SOURCES, dim=1).indices
+        maps = maps.gather(1, surest[..., None, None].expand(-1, -1, *maps.shape[-2:]))
+    maps = resize(maps, scored.grid)
+    return F.pad(maps, (0, 0, 0, 0, 0, max(0, scored.batch.truth.shape[1] - maps.shape[1])))
 
 
 CUTS = (0.1, 0.3, 0.5)

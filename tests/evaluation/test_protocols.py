@@ -174,6 +174,21 @@ def test_named_sources_are_found_by_their_class() -> None:
     assert got["ciou@50"] == 0.5
 
 
+def test_names_do_not_count_where_maps_are_assigned_at_will() -> None:
+    truth = torch.zeros(1, 2, 1, 8)
+    truth[:, 0, :, :4] = truth[:, 1, :, 4:] = 1
+    batch = make(truth, class_id=torch.tensor([[7, 3]]))
+    misnamed = answer(truth, label=torch.tensor([[3, 5]]))
+    got = score("multi/sources", misnamed, batch)
+    assert got["cap"] == 0.5  # class 7 has no map, class 3 the wrong half: all pixels at 4 / 8 both times
+    assert got["piap"] == 1
+    more = answer(torch.cat([torch.full((1, 3, 1, 8), 0.5), truth], 1), label=torch.tensor([[9, 8, 6, 3, 5]]))
+    more.confidence[:, 3:] += 0.5  # five maps: the four surest hold both halves
+    assert score("multi/sources", more, batch)["piap"] == 1
+    one = answer(truth[:, :1], label=torch.tensor([[9]]))
+    assert score("multi/sources", one, batch)["piap"] == pytest.approx((1 + 0.5) / 2)
+
+
 def test_samples_with_fewer_sources_count_their_own() -> None:
     truth = torch.zeros(2, 2, 1, 8)
     truth[0, 0, :, :4] = truth[0, 1, :, 4:] = truth[1, 0, :, :4] = 1
