@@ -89,11 +89,78 @@ KNOWN: dict[str, KnownWeight] = {
     "sam_vit_h": KnownWeight(
         "sam_vit_h_4b8939.pth", "the README of facebookresearch/segment-anything, ViT-H", "Apache-2.0", "1024 px"
     ),
+    "clip_rn50": KnownWeight(
+        "RN50.pt",
+        "the README of openai/CLIP (list of models in clip/clip.py), RN50",
+        "MIT",
+        "1024 wide; open_clip_model.safetensors of timm/resnet50_clip.openai is the same model, as file:PATH",
+    ),
+    "clip_vit_b16": KnownWeight(
+        "ViT-B-16.pt",
+        "the README of openai/CLIP (list of models in clip/clip.py), ViT-B/16",
+        "MIT",
+        "512 wide; open_clip_model.safetensors of timm/vit_base_patch16_clip_224.openai is the same model",
+    ),
+    "clip_vit_b32": KnownWeight(
+        "ViT-B-32.pt",
+        "the README of openai/CLIP (list of models in clip/clip.py), ViT-B/32",
+        "MIT",
+        "512 wide; the space that Wav2CLIP hears into",
+    ),
+    "audioclip_full": KnownWeight(
+        "AudioCLIP-Full-Training.pt",
+        "the v0.1 release of AndreyGuzhov/AudioCLIP",
+        "MIT",
+        "all three towers trained on AudioSet",
+    ),
+    "audioclip_partial": KnownWeight(
+        "AudioCLIP-Partial-Training.pt",
+        "the v0.1 release of AndreyGuzhov/AudioCLIP",
+        "MIT",
+        "the audio tower trained on AudioSet, the others are CLIP's RN50",
+    ),
+    "wav2clip": KnownWeight(
+        "Wav2CLIP.pt",
+        "the v0.1.0-alpha release of descriptinc/lyrebird-wav2clip",
+        "MIT",
+        "ResNet-18 that hears into the space of CLIP's ViT-B/32",
+    ),
+    "hf:google/owlv2-base-patch16-ensemble": KnownWeight(
+        "google--owlv2-base-patch16-ensemble/model.safetensors",
+        "the Hugging Face model page google/owlv2-base-patch16-ensemble (the whole snapshot)",
+        "Apache-2.0",
+        "boxes by objectness, without text",
+    ),
+    "hf:IDEA-Research/grounding-dino-tiny": KnownWeight(
+        "IDEA-Research--grounding-dino-tiny/model.safetensors",
+        "the Hugging Face model page IDEA-Research/grounding-dino-tiny (the whole snapshot)",
+        "Apache-2.0",
+        "boxes of one phrase",
+    ),
+    "resnet18": KnownWeight(
+        "resnet18-f37072fd.pth",
+        "torchvision's model page, ResNet-18 IMAGENET1K_V1",
+        "BSD-3-Clause",
+        "objects of the picture, for object-guided rows; timm/resnet18.tv_in1k is the same model",
+    ),
     "resnet50": KnownWeight(
         "resnet50-19c8e357.pth", "torchvision's model page, ResNet-50 IMAGENET1K_V1", "BSD-3-Clause", "TPAVI's encoder"
     ),
     "pvt_v2_b5": KnownWeight(
         "pvt_v2_b5.pth", "the releases of whai362/PVT, version 2", "Apache-2.0", "TPAVI's encoder"
+    ),
+    "hf:laion/clap-htsat-unfused": KnownWeight(
+        "laion--clap-htsat-unfused/pytorch_model.bin",
+        "the Hugging Face model page laion/clap-htsat-unfused (the whole snapshot: config.json, "
+        "preprocessor_config.json and tokenizer.json too)",
+        "Apache-2.0",
+        "hears and reads, for the open-vocabulary baselines",
+    ),
+    "imagebind": KnownWeight(
+        "imagebind_huge.pth",
+        "the README of facebookresearch/ImageBind, imagebind_huge",
+        "CC-BY-NC 4.0",
+        "not for commercial use; its vision, audio and text towers are used",
     ),
 }
 

@@ -10,13 +10,17 @@ import pytest
 import torch
 import yaml
 
+from avloc.commands import store
+from avloc.data.labels import LABEL_SPACES
 from avloc.data.module import converter, named_split
+from avloc.data.store import StoreError
 from avloc.evaluation.benchmarks import BENCHMARKS, benchmark
 from avloc.evaluation.protocols import protocol
 from avloc.experiment import ExperimentCLI
+from avloc.methods.seac import SeAC
 from avloc.report.published import Reference, find
 from avloc.world import write_world
-from tests.methods.tiny import avs_clip, avs_set, tiny_files, tiny_sam_files
+from tests.methods.tiny import avs_clip, avs_set, tiny_audioclip_files, tiny_files, tiny_sam_files
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 EXPERIMENTS = sorted(p.stem for p in FOLDER.glob("*.yaml") if "model" in yaml.safe_load(p.read_text()))
@@ -41,6 +45,16 @@ def test_the_rows_of_the_papers_are_there() -> None:
     wanted |= {f"gavs_v3_{k}shot" for k in (0, 1, 3, 5)} | {f"gavs_{p}pct" for p in (10, 30, 50)}
     wanted |= {f"gavs_{row}_{part}" for row in ("audio_sam", "sam_fusion") for part in ("v1s", "v1m", "v2")}
     wanted |= {"tpavi_v1s", "tpavi_v1m", "tpavi_world"}
+    wanted |= {"seac", "seac_vit_b16", "seac_nomix", "seac_world", "seac_world_nomix"}
+    wanted |= {f"seac_{k}k" for k in (50, 100, 144)} | {f"seac_n{n}" for n in (5, 10, 20, 30, 40)}
+    wanted |= {f"seac_lambda_{share:02d}" for share in range(0, 11, 2)}
+    wanted |= {"tvsl", "tvsl_released", "tvsl_world", "tvsl_sources", "tvsl_transfer", "tvsl_transfer_test"}
+    wanted |= {f"tvsl_prompt{n}" for n in (0, 2, 4, 8, 16, 32)}
+    wanted |= {f"tvsl_blocks_{part}" for part in ("none", "avc", "audio_avc", "image_avc", "all")}
+    of_sets = ("single", "instruments_single", "instruments", "music_solo", "music_duet")
+    wanted |= {f"tvsl_{part}" for part in of_sets}
+    for baseline in ("audioclip", "wav2clip"):
+        wanted |= {f"{baseline}_{part}" for part in (*of_sets, "duet", "zero_shot", "world", "world_tuned")}
     assert wanted <= set(EXPERIMENTS)
 
 
@@ -104,11 +118,29 @@ def learned_by_gavs(options: dict[str, Any]) -> set[str]:
     return own[options["design"]] | encoder | {"audio_proj"}
 
 
+def learned_by_tvsl(options: dict[str, Any]) -> set[str]:
+    design = options.get("design", "published")
+    projectors = {"audio_proj", "visual_proj", "fusion_proj"} | {"aud_cls_proj", "img_cls_proj"}
+    projectors |= {"aud_img_proj", "img_aud_proj"}
+    if design == "released":  # weights of its residuals, temperature; drifting statistics
+        projectors |= {"ap_w", "vp_w", "acp_w", "icp_w", "aip_w", "iap_w", "logit_scale_ml", "towers"}
+    elif design != "published":
+        given = design["init_args"]
+        projectors -= {"aud_cls_proj"} if given.get("audio_conditioning") is False else set()
+        projectors -= {"img_cls_proj"} if given.get("visual_conditioning") is False else set()
+        projectors -= {"aud_img_proj", "img_aud_proj"} if given.get("correspondence") is False else set()
+        projectors |= {"logit_scale_ml"} if given.get("scale_ml") else set()
+    return projectors | ({"prompts"} if options.get("prompts") else set())
+
+
 # What each method learns: the tensors' module in the network, of GAVS the innermost one.
 EXPECTED: dict[str, Any] = {
     "ACL": lambda options: {"audio_proj", "masker_i"},
     "SOUPLE": lambda options: {"audio_proj", "masker_i", "meta_net", "V"},
     "GAVS": learned_by_gavs,
+    "SeAC": lambda options: {"pool", "fc", "encoder", "phi_m", "phi_a", "log_tau"},
+    "TVSL": learned_by_tvsl,
+    "PatchSimilarity": lambda options: {"seen", "heard"},
     "TPAVI": lambda options: (
         {"encoder", *(f"conv{i}" for i in (1, 2, 3, 4)), *(f"path{i}" for i in (1, 2, 3, 4))}
         | {"output_conv", *(f"tpavi_b{i}" for i in (1, 2, 3, 4))}
@@ -121,11 +153,12 @@ def kind(name: str) -> str:
 
 
 def designs() -> list[str]:
-    """Of the experiments that differ in data alone, one each."""
+    """Of the experiments that differ in data and length of the schedule alone, one each."""
     found = {}
     for name in EXPERIMENTS:
-        if kind(name) in EXPECTED:
-            given = content(name)["model"].get("init_args", {})
+        if kind(name) in EXPECTED and content(name)["data"].get("train"):
+            given = content(name)["model"].get("init_args", {}) | {"lr_scheduler": None}
+            given |= {"classes": None} if "classes" in given else {}  # those of the little set
             key = [kind(name), given, content(name)["data"].get("truth_size")]
             found.setdefault(yaml.safe_dump(key), name)
     return sorted(found.values())
@@ -142,6 +175,8 @@ def test_the_others_are_parsed_as_they_are(name: str) -> None:
 
 def learned_parts(model: Any) -> set[str]:
     keys = [k.split(".") for k in model.learned_keys()]
+    if type(model).__name__ in ("TVSL", "PatchSimilarity"):
+        return {k[1] if k[0] == "network" else k[0] for k in keys}
     assert {k[0] for k in keys} == {"network"}
     return {next(p for p in PARTS if p in k) if type(model).__name__ == "GAVS" else k[1] for k in keys}
 
@@ -163,19 +198,36 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dic
     tpavi = {"encoder": "resnet18", "encoder_options": resnet, "encoder_weights": "random", "vggish": sam["vggish"]}
     tpavi |= {"channels": 8, "head": [4, 4], "image_size": 64}
     towers = tiny_files(folder)
-    return folder, {"ACL": towers, "SOUPLE": towers, "GAVS": sam, "TPAVI": tpavi}
+    points: dict[str, Any] = {"sam": sam["sam"], "points": 2, "quality": -9.0, "stability": 0.0}
+    seac: dict[str, Any] = {"clip": "world:openclip", "vggish": sam["vggish"], "segmentation.sam": sam["sam"]}
+    seac |= {"segmentation.boxes": {"class_path": "avloc.backbones.proposals.SamPoints", "init_args": points}}
+    seac |= {"segmentation.unit": "pixel", "mixture.blur_sigma": 9}
+    seac |= {"design.hidden": 32, "image_size": 64, "heatmap_size": 32, "seconds": 1.0}
+    own = {"seconds": 0.5, "heatmap_size": 32}
+    patches = tiny_audioclip_files(folder, [*LABEL_SPACES["world16"]], rate=16000)
+    tvsl = own | {"audioclip": patches["audioclip"], "classes": "world16"}
+    methods = {"ACL": towers, "SOUPLE": towers, "GAVS": sam, "SeAC": seac, "TPAVI": tpavi}
+    return folder, methods | {"TVSL": tvsl, "PatchSimilarity": own | patches}
+
+
+def tiny_options(name: str, small: tuple[Path, dict[str, dict[str, Any]]]) -> list[str]:
+    tiny = {} if name in ("gavs_world", "tpavi_world") else small[1][kind(name)]  # these two are small as they are
+    if kind(name) == "PatchSimilarity":
+        given = content(name)["model"]["init_args"]  # null is what the other towers are
+        tiny = {k: v for k, v in tiny.items() if ":" not in str(v) or given.get(k)}
+    if content(name)["model"]["init_args"].get("tune_v") == 9:  # of 12 blocks
+        tiny = tiny | {"tune_v": 2}  # of 4
+    args = [f"--data.root={small[0]}", "--data.num_workers=0", "--data.batch_size=4", "--data.eval_batch_size=4"]
+    return [*args, *(f"--model.init_args.{k}={list(v) if isinstance(v, tuple) else v}" for k, v in tiny.items())]
 
 
 def fit(name: str, small: tuple[Path, dict[str, dict[str, Any]]], *more: str) -> ExperimentCLI:
     """The YAML with tiny weights, on one process; supervised methods on the sets that it names."""
-    tiny = {} if name in ("gavs_world", "tpavi_world") else small[1][kind(name)]  # these two are small as they are
-    if content(name)["model"]["init_args"].get("tune_v") == 9:  # of 12 blocks
-        tiny = tiny | {"tune_v": 2}  # of 4
-    args = ["fit", "-c", str(FOLDER / f"{name}.yaml"), f"--data.root={small[0]}"]
-    args += ["--data.num_workers=0", "--data.batch_size=4", "--data.eval_batch_size=4"]
-    args += [f"--model.init_args.{k}={list(v) if isinstance(v, tuple) else v}" for k, v in tiny.items()]
+    args = ["fit", "-c", str(FOLDER / f"{name}.yaml"), *tiny_options(name, small)]
     args += ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
     args += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    if kind(name) in ("TVSL", "PatchSimilarity"):
+        args += ["--data.batch_size=8"]  # of more classes than a mixture has sources
     return ExperimentCLI.run([*args, *more])
 
 
@@ -184,7 +236,8 @@ def fit(name: str, small: tuple[Path, dict[str, dict[str, Any]]], *more: str) ->
 def test_every_design_takes_a_step(name: str, small: tuple[Path, dict[str, dict[str, Any]]], tmp_path: Path) -> None:
     args = ["--data.val=[]", "--data.test=['world:single']", "--start_from=null"]
     if not content(name)["data"].get("truth"):
-        args += ["--data.train=world:train"]
+        args += ["--data.train=world:train", "--data.train_fraction=1"]
+    args += ["--data.stored=false"]  # pictures of this set, not of the YAML's
     args += ["--trainer.max_steps=1", "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}"]
     args += ["--checkpoint.monitor=null", f"--checkpoint.dirpath={tmp_path}", f"--resume.dirpath={tmp_path}"]
     run = fit(name, small, *args)
@@ -210,3 +263,25 @@ def test_few_shots_go_on_from_the_zero_shot_run(
     assert moved.abs().max() < 0.1  # a few steps at 1e-3 (jsonargparse may read 1 batch as 100 %), from 3 away
     metrics = run.trainer.callback_metrics
     assert content("gavs_v3_1shot")["checkpoint"]["monitor"] in metrics
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_seac_trains_on_what_is_stored(
+    small: tuple[Path, dict[str, dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is missing is told with its remedy; then `avloc store`, an epoch without a picture, and its weights."""
+    monkeypatch.chdir(tmp_path)
+    sets = ["--data.train=world:train", "--data.val=['world:single']", "--data.test=[]"]
+    more = [*sets, "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.logger=false"]
+    more += [f"--trainer.default_root_dir={tmp_path}"]
+    more += [f"--checkpoint.dirpath={tmp_path}", f"--resume.dirpath={tmp_path}"]
+    with pytest.raises(StoreError, match="Run `avloc store -c EXPERIMENT`"):
+        fit("seac_world", small, *more)
+    store(["-c", "seac_world", *tiny_options("seac_world", small), *sets])
+    monkeypatch.setattr(SeAC, "make", None)
+    run = fit("seac_world", small, *more)
+    assert run.trainer.global_step == 2
+    assert "val/world:single/miou" in run.trainer.callback_metrics
+    best = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    assert best["global_step"] == 2
+    torch.testing.assert_close(best["state_dict"]["network.log_tau"], run.model.network.log_tau.detach())

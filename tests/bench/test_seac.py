@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from avloc.bench import seac as bench
 from avloc.bench.step import count_flops
+from avloc.cli import UsageError, main
+from avloc.commands import bench_step
 from avloc.methods.seac.network import Design
 
 
@@ -55,3 +59,12 @@ def test_a_stored_batch_is_read_as_one() -> None:
     assert masks.count.tolist() == [5, 5, 5]
     assert masks.embedded["features"].shape == (3, 5, 64)
     assert masks.embedded["features"].dtype == torch.float16
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["bench", "step", "--method", "seac", "--batch_size", "2", "--steps", "1", "--json", "true"])
+    result = json.loads(capsys.readouterr().out)
+    assert (result["method"], result["batch_size"], result["masks"]) == ("seac", 2, 16)
+    assert result["flops_ratio"] <= 1.05
+    with pytest.raises(UsageError, match="neither --recompute nor --compile"):
+        bench_step("seac", recompute=True)

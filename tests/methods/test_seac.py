@@ -23,6 +23,7 @@ from scipy.ndimage import gaussian_filter
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from avloc.backbones import proposals as P
@@ -168,6 +169,33 @@ def test_aggregate_is_a_loop_over_pixels() -> None:
         classes = np.where(heat > 0.4, 1 + label[b].numpy()[which.clip(0)], 0)
         np.testing.assert_array_equal(semantic[b].numpy(), classes)
         assert got.confidence[b] == similarity[b, : count[b]].max()
+
+
+def test_aggregation_stays_on_the_device_and_loops_over_no_masks() -> None:
+    """Meta tensors have no values: whatever asked for one on the host would fail. And N does not change the work."""
+    called = {}
+    for n in (2, 50):
+        bits = torch.zeros(3, n, 16, 2, dtype=torch.uint8, device="meta")
+        valid = torch.ones(3, n, dtype=torch.bool, device="meta")
+        with Operators() as operators:
+            masks = unpack_bits(bits, 16) | box_masks(torch.zeros(3, n, 4, device="meta"), (16, 16))
+            answer = aggregate(torch.zeros(3, n, device="meta"), masks, valid)
+            semantic = answer.semantic(torch.zeros(3, n, dtype=torch.long, device="meta"))
+        assert answer.heatmap.shape == semantic.shape == (3, 16, 16)
+        called[n] = operators.called
+    assert called[2] == called[50]
+
+
+class Operators(TorchDispatchMode):
+    """Notes every operator that runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.called.append(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def test_zero_range_and_padding() -> None:
@@ -897,6 +925,7 @@ def one_of_two(rank: int, clip_file: str, mixed: float, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixed", [0.0, 1.0])
 def test_two_ranks_equal_the_whole_batch(
     clip_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mixed: float

@@ -61,9 +61,12 @@ class Segmentation:
         return {f"segmentation.{name}": value for name, value in told.items()}
 
     def load(self, device: torch.device | str) -> Segmenter:
-        """The networks on ``device``."""
-        other = self.otherwise.load(device) if self.otherwise else None
-        return Segmenter(self, self.boxes.load(device), device, other)
+        """The networks on ``device``.
+
+        Raises:
+            WeightError: those of ``boxes`` are missing or damaged.
+        """
+        return Segmenter(self, self.boxes.load(device), device)
 
 
 class Segmenter:
@@ -73,14 +76,12 @@ class Segmenter:
         how: its description.
         detector: gives boxes.
         device: where it works.
-        other: gives boxes of pictures that ``detector`` does not know.
     """
 
-    def __init__(
-        self, how: Segmentation, detector: Detector, device: torch.device | str, other: Detector | None = None
-    ) -> None:
-        self.how, self.detector, self.device, self.other = how, detector, device, other
+    def __init__(self, how: Segmentation, detector: Detector, device: torch.device | str) -> None:
+        self.how, self.detector, self.device = how, detector, device
         self._sam: SAM | None = None
+        self._other: Detector | None = None
 
     @property
     def sam(self) -> SAM:
@@ -88,6 +89,13 @@ class Segmenter:
         if self._sam is None:
             self._sam = SAM.from_source(self.how.sam).to(self.device)
         return self._sam
+
+    @property
+    def other(self) -> Detector | None:
+        """Gives boxes of pictures that ``detector`` does not know. Loaded for the first of them: storing needs none."""
+        if self._other is None and self.how.otherwise is not None:
+            self._other = self.how.otherwise.load(self.device)
+        return self._other
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor], names: Sequence[str], strict: bool = True) -> list[Proposals]:
@@ -104,6 +112,7 @@ class Segmenter:
 
         Raises:
             KeyError: a source that looks boxes up has none of a picture; names it.
+            WeightError: weights of ``otherwise`` or of SAM are missing or damaged.
         """
         images = [image.to(self.device) for image in images]
         how = self.how
@@ -118,9 +127,10 @@ class Segmenter:
             try:
                 (one,) = self.detector([image], [name])
             except KeyError:
-                if strict or self.other is None:
+                other = None if strict else self.other
+                if other is None:
                     raise
-                found += self.other([image], [name])
+                found += other([image], [name])
                 continue
             if self.how.unit == "fraction":
                 frame = torch.tensor([image.shape[2], image.shape[1]] * 2, device=one.boxes.device)
