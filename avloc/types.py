@@ -109,6 +109,8 @@ class AVBatch:
         group_size: number of samples of its group, 1 for none.
         video: video of each sample, "" when unknown (AVSBench averages over batches of videos).
         caption: one caption per sample, "" for none.
+        phrase: a few words that name what sounds in each sample, written by machines, "" for none; empty unless
+            ``data.phrases`` asks for them in training (`avloc.data.phrases`).
         stored: features by name, ``[B, ...]``, that were stored beside the shards (`avloc.data.store`; float16 where
             the method gave floats; rows of varying length with zeros up to the batch's longest): what ``frozen``
             would compute of the pictures. Empty for none.
@@ -128,6 +130,7 @@ class AVBatch:
     group_size: list[int] = field(default_factory=list)
     video: list[str] = field(default_factory=list)
     caption: list[str] = field(default_factory=list)
+    phrase: list[str] = field(default_factory=list)
     size: Tensor | None = None
     stored: dict[str, Tensor] = field(default_factory=dict)
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from avloc.data.indexed import EvalSet, Sound, StridedSampler
+from avloc.data.phrases import read_phrases
 from avloc.data.shards import Index, ShardError, read_index, remote
 from avloc.data.store import FeatureStore, StoreError, open_features, others, store_name, stored_folder
 from avloc.data.stream import Frames, ResumableLoader, TrainStream, loader_options
@@ -37,6 +39,9 @@ CONVERTERS = {
     "vpo_ms_seg": "vpo_ms",
     "ade20k_sound_box": "ade20k_sound",
     "vgg_single": "vgg_duet",
+    "vgg_mix2": "vgg_duet",
+    "vgg_mix3": "vgg_duet",
+    "vgg_mix4": "vgg_duet",
 }  # sets whose converter has another name
 
 
@@ -75,6 +80,9 @@ class AVDataModule(LightningDataModule):
         train_fraction: train on this part of the set, the same in every epoch and run.
         stored: feed features that were stored beside the shards (`avloc.data.store`). The training set must have
             them; evaluation sets without any are computed. Stale ones are an error.
+        phrases: show training the object phrases that were made of ``both`` captions, or of the ``audio`` or the
+            ``image`` caption alone: from the table that `data_prep.object_phrases` wrote beside the set, else from the
+            records' text. Or the path of such a table (columns ``key`` and ``phrase``).
         input_spec: what a method wants; by default what the trained or tested method declares.
         allow_missing: broken samples tolerated per evaluation set and process.
 
@@ -100,6 +108,7 @@ class AVDataModule(LightningDataModule):
         frames: Frames = "random",
         train_fraction: float = 1.0,
         stored: bool = False,
+        phrases: str | None = None,
         input_spec: InputSpec | None = None,
         allow_missing: int = 0,
     ) -> None:
@@ -111,7 +120,7 @@ class AVDataModule(LightningDataModule):
         self.sound_controls = sound_controls or []
         self.input_spec, self.allow_missing = input_spec, allow_missing
         self.truth_size, self.frames, self.stored = truth_size, frames, stored
-        self.train_fraction = train_fraction
+        self.train_fraction, self.phrases = train_fraction, phrases
         sides = [truth_size] * 2 if isinstance(truth_size, int) else truth_size
         if len(sides) != 2 or min(sides) < 1:
             raise ShardError(f"data.truth_size must be a side or [height, width] in pixels, not {truth_size}.")
@@ -138,6 +147,7 @@ class AVDataModule(LightningDataModule):
                 ``truth_size`` of pictures that are cut to squares.
             StoreError: the features of a set are absent (those of the training set), stale or damaged, or cannot be
                 used.
+            PhraseError: no sample of the training set has one of the wanted phrases, or their table is unusable.
         """
         sides = self.truth_size
         if self.spec.resize == "crop" and not isinstance(sides, int) and sides[0] != sides[1]:
@@ -147,6 +157,9 @@ class AVDataModule(LightningDataModule):
             )
         if stage == "fit" and self.train and self.train_stream is None:
             index = read_index(self.find(self.train, "train"))
+            phrases = read_phrases(self.phrases, index) if self.phrases else None
+            if phrases:
+                rank_zero_info(phrases.check(index))  # checked on every rank: none waits for one that fails
             self.train_stream = TrainStream(
                 index,
                 self.spec,
@@ -160,6 +173,7 @@ class AVDataModule(LightningDataModule):
                 frames=self.frames,
                 store=self.features(index, training=True) if self.stored else None,
                 fraction=self.train_fraction,
+                phrases=phrases,
             )
         if stage in ("fit", "validate") and not self.val_sets:
             self.val_sets = [self.eval_set(n) for n in self.val]

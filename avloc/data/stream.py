@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from avloc.data.phrases import Phrases
 from avloc.data.plan import EpochPlan, WorkerShare
 from avloc.data.schema import Record, Sample, SampleError, SchemaError
 from avloc.data.shards import Index, ShardError, read_shard
@@ -52,12 +53,12 @@ class TrainStream(IterableDataset[AVBatch]):
         buffer: window of the shuffle, records per worker.
         truth_size: side G of the ground-truth and semantic maps for supervised training, or their height and width;
             None for no maps. A record without any is a broken one.
-        frames: ``random``: each record is seen once per epoch, of several annotated frames a random one with
-            ``truth_size``, the first without. ``all``: each annotated frame is a sample of its own, and a record
-            without any is none.
+        frames: ``random``: each record is seen once per epoch, of several annotated frames a random one. ``all``: each
+            annotated frame is a sample of its own, and a record without any is none.
         store: features of all samples, which go into ``AVBatch.stored``; None for none.
         fraction: train on the first part of every shard only; shards are written in random order, so it is a random
             part of the set, the same in every epoch and run.
+        phrases: object phrases of all samples, which go into ``AVBatch.phrase``; None for none.
 
     Raises:
         ShardError: the set does not fill one batch per process; or all frames are wanted of an index that does not
@@ -78,9 +79,10 @@ class TrainStream(IterableDataset[AVBatch]):
         frames: Frames = "random",
         store: FeatureStore | None = None,
         fraction: float = 1.0,
+        phrases: Phrases | None = None,
     ) -> None:
         self.index, self.spec, self.rank, self.seed, self.truth_size = index, spec, rank, seed, truth_size
-        self.frames, self.store = frames, store
+        self.frames, self.store, self.phrases = frames, store, phrases
         counts = tuple(s.count for s in index.shards) if frames == "random" else self._units_of_shards()
         if not 0 < fraction <= 1:
             raise ShardError(f"data.train_fraction {fraction:g} must lie above 0 and not above 1.")
@@ -229,6 +231,7 @@ class TrainStream(IterableDataset[AVBatch]):
             picture = self.spec.picture or not stored
             item = make_item(Sample(record, raw), self.spec, frame, rng, self.truth_size, picture=picture)
             item.key, item.stored = name, stored
+            item.phrase = self.phrases.of(record) if self.phrases else None
             return item
         except SampleError as e:
             if key not in self.named:
@@ -244,9 +247,11 @@ class TrainStream(IterableDataset[AVBatch]):
             SampleError: there is no annotated one, or there are no maps, in supervised training.
             ShardError: several, of which the method would see more than one at once.
         """
-        if self.truth_size is None:
-            return first_scored(record) if frame is None else frame
         frames = record.scored
+        if self.truth_size is None and (frame is not None or self.spec.frames > 1 or len(frames) < 2):
+            return first_scored(record) if frame is None else frame
+        if self.truth_size is None:
+            return frames[int(rng.integers(len(frames)))]
         semantic = bool(frames) and record.frames[frames[0]].semantic is not None
         if not frames or not (record.has_maps or semantic):
             raise SampleError(

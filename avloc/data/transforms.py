@@ -91,6 +91,7 @@ class Item:
         semantic: int64 ``[G, G']``, ``[G, n G']`` for a duet, or None.
         class_id, label: of each target.
         sounding, negative, group, group_size, video, caption: as in `AVBatch`.
+        phrase: as in `AVBatch`; None where phrases were not asked for.
         stored: features that were stored beside the shards, by name.
     """
 
@@ -108,6 +109,7 @@ class Item:
     group_size: int = 1
     video: str = ""
     caption: str = ""
+    phrase: str | None = None
     size: tuple[int, int] | None = None
     stored: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
@@ -588,6 +590,7 @@ def collate(items: Sequence[Item]) -> AVBatch:
         group_size=[i.group_size for i in items],
         video=[i.video for i in items],
         caption=[i.caption for i in items],
+        phrase=[i.phrase for i in items if i.phrase is not None],
         stored={name: tensor(evened([i.stored[name] for i in items])) for name in items[0].stored},
     )
 

@@ -118,8 +118,10 @@ class VGGishFrontEnd(nn.Module):
                 x = x / 32768
             if x.shape[1] < self.length:
                 return x.new_zeros(len(x), 0, self.mel_bins, dtype=torch.float32)
-            spectrum = torch.fft.rfft(x.unfold(1, self.length, self.hop) * self.window, n=self.fft_size).abs()
-            return (spectrum @ self.triangles + self.log_offset).log().float()
+            z = torch.fft.rfft(x.unfold(1, self.length, self.hop) * self.window, n=self.fft_size)
+            # abs() guards against overflow, which sounds need not, and took five times as long on a processor.
+            magnitude = torch.addcmul(z.real.square(), z.imag, z.imag).sqrt()
+            return (magnitude @ self.triangles + self.log_offset).log().float()
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Examples of a batch.

@@ -17,6 +17,8 @@ extended           half as single, half with another picture's kind of sound, si
 robust             as single, and each picture again under silence, noise and a sound from out of it
 semantic           one to three of the objects sound: a map of their classes (class + 1), and a mask of each
 duet               two pictures side by side, an object sounds in each
+val_duet           the same, for choosing a model
+trio, quartet      three and four pictures side by side, an object sounds in each, all of different classes
 pairs              every picture twice, each time with the sound of another of its objects
 crowd              four or five smaller objects, two of them sound: two sounds, two masks
 val_crowd          the same, for choosing a model
@@ -27,8 +29,10 @@ from __future__ import annotations
 
 import io
 import logging
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -55,14 +59,15 @@ MISMATCHES = ("mismatch", "silence", "noise")  # of the extended benchmarks
 
 @dataclass(frozen=True)
 class Split:
-    """Number of scenes of a split, its own seed, the classes in its pictures, the least and most objects of one, and
-    their size as a share of the usual one."""
+    """Number of scenes of a split, its own seed, the classes in its pictures, the least and most objects of one, their
+    size as a share of the usual one, and pictures side by side."""
 
     scenes: int
     seed: int
     classes: tuple[int, ...] = tuple(range(len(NAMES)))
     objects: tuple[int, int] = (2, 3)
     scale: float = 1.0
+    pictures: int = 1
 
 
 SPLITS = {
@@ -79,11 +84,14 @@ SPLITS = {
     "val_negative": Split(120, 21),
     "extended": Split(200, 22),
     "robust": Split(100, 23),
-    "duet": Split(150, 24),
+    "duet": Split(150, 24, pictures=2),
     "train_masks": Split(2000, 25),
     "train_masks_heard": Split(2000, 26, HEARD),
     "crowd": Split(200, 27, objects=(4, 5), scale=0.75),
     "val_crowd": Split(100, 28, objects=(4, 5), scale=0.75),
+    "val_duet": Split(150, 29, pictures=2),
+    "trio": Split(150, 30, pictures=3),
+    "quartet": Split(150, 31, pictures=4),
 }
 
 
@@ -132,13 +140,13 @@ def samples(split: str, scenes: int | None = None, seed: int = 0) -> Iterator[Sa
     total = spec.scenes if scenes is None else scenes
     for start in range(0, total, 250):
         count = min(250, total - start)
-        drawn = sample_scenes(rng, count * 2 if split == "duet" else count, spec.objects, spec.classes)
+        drawn = sample_scenes(rng, count * spec.pictures, spec.objects, spec.classes)
         drawn.pose[..., 2] *= spec.scale
         image, mask = render(drawn, SIZE)
         for i in range(count):
-            if split == "duet":
-                pair = [(present(drawn, k), image[k], mask[k]) for k in (i, i + count)]
-                yield duet_sample(rng, f"scene{start + i:05d}", pair)
+            if spec.pictures > 1:
+                row = [(present(drawn, k), image[k], mask[k]) for k in range(i, spec.pictures * count, count)]
+                yield duet_sample(rng, split, f"scene{start + i:05d}", row)
             else:
                 yield from scene_samples(rng, split, start + i, drawn, i, image[i], mask[i])
 
@@ -196,6 +204,7 @@ def world_sample(
     record.tags, record.audios, record.targets = [heard], audios, targets
     record.map_rule = "mask" if masked else "none"
     record.text["audio"] = "the sound of " + " and ".join(f"a {NAMES[labels[k]]}" for k in sounding)
+    record.text |= phrases(id, labels, labels[sounding[0]])
     return Sample(record, members)
 
 
@@ -244,17 +253,24 @@ def semantic_sample(
     return sample
 
 
-def duet_sample(rng: np.random.Generator, id: str, pictures: list[tuple[list[int], Tensor, Tensor]]) -> Sample:
-    """Two pictures (labels, image, mask) with one sounding object each, of a class that is in its picture alone."""
-    one, two = (labels for labels, _, _ in pictures)
-    first = next((c for c in one if c not in two), one[0])
-    second = next((c for c in two if c not in one), next(c for c in two if c != first))
-    record = base_record("duet", id, one + two, "f0.png", annotated=True)
+def duet_sample(
+    rng: np.random.Generator, split: str, id: str, pictures: list[tuple[list[int], Tensor, Tensor]]
+) -> Sample:
+    """Several pictures (labels, image, mask) with one sounding object each. Their classes differ, and as many as can be
+    are in their own picture alone."""
+    shown = [set(labels) for labels, _, _ in pictures]
+
+    def told_apart(classes: tuple[int, ...]) -> tuple[int, int]:
+        return len(set(classes)), sum(sum(c in other for other in shown) == 1 for c in classes)
+
+    sounding = max(product(*(labels for labels, _, _ in pictures)), key=told_apart)
+    record = base_record(split, id, [c for labels, _, _ in pictures for c in labels], "f0.png", annotated=True)
     record.tags, record.map_rule = ["duet"], "mask"
-    record.frames.append(replace(record.frames[0], member="f1.png"))
-    record.text["audio"] = f"the sound of a {NAMES[first]} and a {NAMES[second]}"
+    record.frames = [replace(record.frames[0], member=f"f{t}.png") for t in range(len(pictures))]
+    record.text["audio"] = "the sound of " + " and ".join(f"a {NAMES[c]}" for c in sounding)
+    record.text |= phrases(id, [c for labels, _, _ in pictures for c in labels], sounding[0])
     members: dict[str, bytes] = {}
-    for t, (label, (labels, image, mask)) in enumerate(zip((first, second), pictures, strict=True)):
+    for t, (label, (labels, image, mask)) in enumerate(zip(sounding, pictures, strict=True)):
         visible = mask[labels.index(label)]
         members[f"f{t}.png"] = encode_image(image, False)
         members[f"a{t}.flac"] = encode_audio(sound(rng, label, SECONDS))
@@ -264,6 +280,16 @@ def duet_sample(rng: np.random.Generator, id: str, pictures: list[tuple[list[int
             Target(label, NAMES[label], "world16", audio=t, boxes=[box(visible)], masks=[f"m.f{t}.t{t}.png"])
         )
     return Sample(record, members)
+
+
+def phrases(id: str, labels: list[int], sounding: int) -> dict[str, str]:
+    """What a language model would answer to the two captions, and to one of them alone.
+
+    The sound's caption names the class itself. The picture's does not tell which of its objects sounds, so one is
+    picked by the scene's name: right once in as many times as there are objects.
+    """
+    picked = labels[zlib.crc32(id.encode()) % len(labels)]
+    return {"llm": NAMES[sounding], "llm_audio": NAMES[sounding], "llm_image": NAMES[picked]}
 
 
 def present(scenes: Scenes, i: int) -> list[int]:

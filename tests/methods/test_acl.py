@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from avloc.backbones.clipseg import normalise
-from avloc.methods.acl.losses import Objective, Pairs
+from avloc.data.phrases import PhraseError
+from avloc.methods.acl import ACL
+from avloc.methods.acl.losses import Objective, Pairs, caption_contrast, image_similarity
 from avloc.methods.acl.network import ACLNetwork, ImageMasker, feature_mask
-from tests.methods.tiny import tiny_batch, tiny_beats, tiny_clipseg
+from avloc.methods.acl.phrases import PhraseEmbeddings, phrase_ids
+from avloc.methods.souple import SOUPLE
+from tests.methods.tiny import tiny_batch, tiny_beats, tiny_clipseg, tiny_files
 
 B = 3
 
@@ -183,3 +191,181 @@ def test_heatmap_is_resized_before_the_sigmoid() -> None:
     want = torch.sigmoid(F.interpolate(M, (48, 48), mode="bicubic") + net.masker_i.b / net.masker_i.w)
     torch.testing.assert_close(heat, want)
     assert confidence.abs().max() <= 1
+
+
+def numpy_contrast(S: np.ndarray, has: list[bool], T: np.ndarray | None = None) -> float:
+    """L_ACL_C by a double loop over phrases i and sounds j; T holds the shares of targets, by default the own."""
+    there = [i for i, h in enumerate(has) if h]
+    total = 0.0
+    for i in there:
+        rows, columns = sum(math.exp(S[i, j]) for j in there), sum(math.exp(S[j, i]) for j in there)
+        for j in there:
+            share = float(i == j) if T is None else T[i, j]
+            total -= share * math.log(math.exp(S[i, j]) / rows) / len(there) / 2
+            total -= share * math.log(math.exp(S[j, i]) / columns) / len(there) / 2
+    return total
+
+
+def named(phrases: list[str], seed: int = 7, per_picture: bool = False) -> Pairs:
+    """Random pairs whose equal phrases have one C; with ``per_picture``, a sound's embedding depends on the picture."""
+    n, g = len(phrases), torch.Generator().manual_seed(seed)
+    words = {p: torch.randn(6, generator=g) for p in dict.fromkeys(phrases)}
+    C = torch.stack([words[p] if p else torch.zeros(6) for p in phrases]).requires_grad_()
+    A = torch.randn(n, n, 6, generator=g) if per_picture else torch.randn(n, 6, generator=g).expand(n, n, 6)
+    area = torch.full((n, n), 0.1)
+    A = A.clone().requires_grad_()
+    return Pairs(A, torch.arange(n), torch.randn(n, n, 6, generator=g), None, area, C, phrase_ids(phrases))
+
+
+def cosines(p: Pairs, tau: float) -> np.ndarray:
+    C, A = p.C.detach().double().numpy(), p.A.detach().double().numpy()
+    n = len(C)
+    norm = np.linalg.norm
+    at = [[C[i] @ A[i, j] / max(norm(C[i]), 1e-12) / norm(A[i, j]) / tau for j in range(n)] for i in range(n)]
+    return np.array(at)
+
+
+@pytest.mark.parametrize("phrases", [["dog", "cat", "bell", "man"], ["dog", "", "bell", ""], ["dog", "dog", "cat", ""]])
+@pytest.mark.parametrize("per_picture", [False, True])
+def test_caption_contrast_is_the_double_loop(phrases: list[str], per_picture: bool) -> None:
+    p = named(phrases, per_picture=per_picture)
+    objective = Objective(lambda_c=2.0, lambda_i=0, tau=0.3)
+    terms = objective(p)
+    S, has = cosines(p, 0.3), [bool(x) for x in phrases]
+    assert terms["acl_c"].item() == pytest.approx(numpy_contrast(S, has), rel=1e-5)
+    assert terms["loss"].item() == pytest.approx((terms["acl_f"] + terms["area_reg"] + 2 * terms["acl_c"]).item())
+    T = np.array([[float(a == b) for b in phrases] for a in phrases])
+    T = T / np.array([[sum(a == b for b in phrases)] for a in phrases])
+    spread = Objective(lambda_c=1, lambda_i=0, tau=0.3, equal_phrases="spread")(p)["acl_c"].item()
+    assert spread == pytest.approx(numpy_contrast(S, has, T), rel=1e-5)
+
+
+def test_without_the_weight_no_phrase_is_needed() -> None:
+    p = pairs_by_hand()
+    assert set(Objective()(p)) == {"acl_i", "acl_f", "area_reg", "loss"}
+
+
+@pytest.mark.parametrize("phrases", [["dog"], ["", ""], ["", "dog", ""]])
+def test_fewer_than_two_phrases_make_no_loss_and_no_gradient(phrases: list[str]) -> None:
+    p = named(phrases)
+    loss = Objective(lambda_c=1, lambda_i=0)(p)["acl_c"]
+    loss.backward()
+    assert loss.item() == 0
+    assert not p.A.grad.any()
+
+
+def test_samples_without_a_phrase_are_left_out_of_rows_and_columns() -> None:
+    p = named(["dog", "", "bell", "cat"])
+    loss = Objective(lambda_c=1, lambda_i=0)(p)["acl_c"]
+    loss.backward()
+    assert not p.A.grad[1].any()  # picture 1 asks nothing
+    assert not p.A.grad[:, 1].any()  # sound 1 is nobody's negative
+    assert p.A.grad[0, [0, 2, 3]].abs().sum(-1).min() > 0
+    few = [0, 2, 3]
+    alone = replace(p, A=p.A[few][:, few], C=p.C[few], phrase=p.phrase[few])
+    logits = image_similarity(alone.C, alone.A) / 0.07
+    torch.testing.assert_close(loss, caption_contrast(logits, alone.phrase))
+
+
+def test_equal_phrases_cannot_get_below_log_m() -> None:
+    """Four clips of one phrase among eight: with embeddings that fit as well as can be, 4 x log 4 / 8."""
+    phrases = ["dog"] * 4 + ["cat", "bell", "man", "car"]
+    names = list(dict.fromkeys(phrases))
+    C = torch.eye(8)[[names.index(p) for p in phrases]]
+    for equal, floor in (("negatives", math.log(4) / 2), ("spread", math.log(4) / 2), ("left_out", 0.0)):
+        loss = caption_contrast(C @ C.T / 0.01, phrase_ids(phrases), equal)
+        assert loss.item() == pytest.approx(floor, abs=1e-5)
+        for seed in range(5):
+            A = F.normalize(torch.randn(8, 8, generator=torch.Generator().manual_seed(seed)), dim=-1)
+            assert caption_contrast(C @ A.T / 0.01, phrase_ids(phrases), equal).item() >= floor
+
+
+def test_shared_targets_are_the_own_targets_where_a_sound_has_one_embedding() -> None:
+    """By the definition: the rows of equal phrases are equal then, and so is every sum that a gradient is made of."""
+    grads, losses = [], []
+    for equal in ("negatives", "spread", "left_out"):
+        A = torch.randn(5, 6, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        C = named(["dog", "dog", "cat", "dog", "bell"]).C
+        loss = caption_contrast(image_similarity(C, A) / 0.2, phrase_ids(["dog", "dog", "cat", "dog", "bell"]), equal)
+        loss.backward()
+        grads.append(A.grad)
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    torch.testing.assert_close(grads[0], grads[1], atol=1e-6, rtol=1e-4)
+    assert losses[2] < losses[0] - 0.1
+
+
+def test_phrases_are_embedded_once_by_the_frozen_tower() -> None:
+    tower, asked = tiny_clipseg(), []
+    embed = PhraseEmbeddings(tower, most=3)
+    tokenize = tower.tokenize
+    tower.tokenize = lambda texts: asked.append(list(texts)) or tokenize(texts)  # type: ignore[method-assign]
+    C = embed(["photo", "", "image", "photo"])
+    for row, text in ((0, "photo"), (2, "image"), (3, "photo")):
+        torch.testing.assert_close(C[row], tower.encode_text(tokenize([text]))[0])
+    assert not C[1].any()
+    assert not C.requires_grad
+    assert torch.equal(embed(["image", "photo"]), C[[2, 0]])
+    assert asked == [["photo", "image"]]
+    embed(["a", "of"])  # a third and a fourth: the oldest gives way
+    embed(["photo"])
+    assert asked[1:] == [["a", "of"], ["photo"]]
+    assert len(embed.known) == 3
+
+
+def test_template_and_length_of_phrases() -> None:
+    tower = tiny_clipseg()
+    wrapped = PhraseEmbeddings(tower, "a photo of {}")(["image"])
+    torch.testing.assert_close(wrapped[0], tower.encode_text(tower.tokenize(["a photo of image"]))[0])
+    long = PhraseEmbeddings(tower)(["photo " * 200, "image"])  # 77 places
+    cut = tower.tokenize(["photo " * 75])
+    assert cut.shape[1] == 77
+    torch.testing.assert_close(long[0], tower.encode_text(cut)[0])
+    torch.testing.assert_close(long[1], tower.encode_text(tower.tokenize(["image"]))[0])
+    with pytest.raises(ValueError, match="exactly once"):
+        PhraseEmbeddings(tower, "a photo")
+
+
+def test_numbers_of_phrases_are_equal_when_the_phrases_are() -> None:
+    ids = phrase_ids(["dog", "", "cat", "dog"]).tolist()
+    assert ids[0] == ids[3] != ids[2]
+    assert ids[1] == 0
+    digest = hashlib.blake2b(b"dog", digest_size=8).digest()
+    assert ids[0] == int.from_bytes(digest, "little", signed=True)  # the same in every process
+
+
+@pytest.mark.parametrize("method", [ACL, SOUPLE])
+def test_the_methods_take_phrases_from_the_batch(method: type[ACL], tmp_path: Path) -> None:
+    files = tiny_files(tmp_path)
+    model = method(objective=Objective(lambda_c=1.0, p_plus=0.1), **files)  # type: ignore[arg-type]
+    batch = tiny_batch(3)
+    with pytest.raises(PhraseError, match=r"lambda_c 1 needs object phrases.*data\.phrases"):
+        model.training_losses(batch)
+    torch.manual_seed(0)
+    losses = model.training_losses(replace(batch, phrase=["photo", "", "image"]))
+    assert set(losses) == {"acl_i", "acl_f", "area_reg", "acl_c", "loss"}
+    losses["acl_c"].backward()
+    learned = {k for k, p in model.network.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any(k.startswith("audio_proj") for k in learned)
+    assert not any(k.startswith("masker_i") for k in learned)  # w, b and the decoder are not touched by this term
+    assert all(p.grad is None for p in model.network.av_grounder.parameters())
+    # By hand: the audio-driven embeddings of the pictures asked, and the tower's own text features.
+    net = model.network
+    torch.manual_seed(0)
+    net.train()
+    image = normalise(batch.image)
+    A = net.embedding(net.ask(net.see(image), net.hear(batch.audio))).detach()
+    C = [net.av_grounder.encode_text(net.av_grounder.tokenize([p]))[0] for p in ("photo", "image")]
+    cos = torch.nn.CosineSimilarity(dim=0)
+    S = [[cos(C[a], A[i, j]).item() / 0.07 for j in (0, 2)] for a, i in enumerate((0, 2))]
+    assert losses["acl_c"].item() == pytest.approx(numpy_contrast(np.array(S), [True, True]), rel=1e-3)
+
+
+def test_plain_training_is_untouched_by_phrases(tmp_path: Path) -> None:
+    model = ACL(**tiny_files(tmp_path))  # type: ignore[arg-type]
+    batch, losses = tiny_batch(3), []
+    for b in (batch, replace(batch, phrase=["photo", "", "image"])):
+        torch.manual_seed(0)
+        losses.append(model.training_losses(b))
+    assert losses[0].keys() == losses[1].keys() == {"acl_i", "acl_f", "area_reg", "loss"}
+    assert all(torch.equal(losses[0][k], losses[1][k]) for k in losses[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,16 +15,19 @@ from torch import Tensor, nn
 from avloc.backbones.clipseg import normalise
 from avloc.methods.acl.losses import Objective
 from avloc.methods.acl.network import ACLNetwork
+from avloc.methods.acl.phrases import PhraseEmbeddings, phrase_ids
 from avloc.methods.losses import gather_rows
 from avloc.methods.souple.network import SOUPLENetwork
 from tests.methods.tiny import tiny_batch, tiny_beats, tiny_clipseg
 
 KINDS = {
     "acl": (ACLNetwork, {}),
+    "phrases": (ACLNetwork, {}),
     "own": (SOUPLENetwork, {"conditioned": "own"}),
     "asked": (SOUPLENetwork, {"conditioned": "asked"}),
 }
 NOISE = 4
+PHRASES = ["photo", "", "image", "photo"]  # the two equal ones lie on different ranks
 
 
 class Step(nn.Module):
@@ -34,6 +38,7 @@ class Step(nn.Module):
         torch.manual_seed(1)
         network, options = KINDS[kind]
         self.network = network(tiny_clipseg(), tiny_beats(), **options)
+        self.lambda_c = 1.0 if kind == "phrases" else 0.0
         self.network.audio_proj.eval()  # no dropout: its draws differ between ranks
 
     def forward(self, rows: list[int], world: int) -> Tensor:
@@ -45,7 +50,12 @@ class Step(nn.Module):
         gathered = world > 1
         A = self.network.ask(features, self.network.hear(batch.audio), gathered)
         pairs = self.network.pairs(image, features, A, noise=(noise[0], noise[1]))
-        return Objective(p_plus=0.1, negatives="gathered" if gathered else "local")(pairs)["loss"]
+        if self.lambda_c:
+            phrases = [PHRASES[r] for r in rows]
+            pairs.C, pairs.phrase = PhraseEmbeddings(self.network.av_grounder)(phrases), phrase_ids(phrases)
+        negatives: Any = "gathered" if gathered else "local"
+        objective = Objective(p_plus=0.1, negatives=negatives, lambda_c=self.lambda_c, equal_phrases="left_out")
+        return objective(pairs)["loss"]
 
 
 def gradients(step: Step) -> dict[str, Tensor]:

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 
 from avloc.data.shards import read_index
 from avloc.world import SPLITS, ensure, write_world
-from avloc.world.dataset import samples
+from avloc.world.dataset import duet_sample, samples
 from avloc.world.scenes import HEARD, NAMES, UNHEARD
 
 
@@ -153,19 +154,38 @@ def test_semantic_maps_name_the_sounding_objects() -> None:
     assert counts == {1, 2, 3}
 
 
-def test_duets_are_two_pictures_with_a_sound_each() -> None:
-    for sample in samples("duet", scenes=8):
+@pytest.mark.parametrize(("split", "pictures"), [("duet", 2), ("val_duet", 2), ("trio", 3), ("quartet", 4)])
+def test_duets_are_pictures_side_by_side_with_a_sound_each(split: str, pictures: int) -> None:
+    alone = 0
+    for sample in samples(split, scenes=8):
         record = sample.record
-        assert record.tiles == 2
-        assert sample.members["f0.png"] != sample.members["f1.png"]
+        assert (record.tiles, record.split) == (pictures, split)
+        assert len({sample.members[f"f{t}.png"] for t in range(pictures)}) == pictures
         for t, target in enumerate(record.targets):
             assert (target.audio, target.masks) == (t, [f"m.f{t}.t{t}.png"])
             mask = decode(sample.members, target.masks[0])
             rows, columns = np.nonzero(mask)
             box = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 128
             np.testing.assert_allclose(target.boxes[0], box)
-        first, second = (t.class_id for t in record.targets)
-        assert first != second
+        sounding = [t.class_id for t in record.targets]
+        assert len(set(sounding)) == pictures
+        seen = record.text["image"].split(" and a ")
+        alone += sum(seen.count(NAMES[c]) == 1 for c in sounding[1:])  # the first follows "a picture of a"
+    assert alone >= 0.8 * 8 * (pictures - 1)  # its class is nowhere else in the row
+
+
+def test_all_rows_of_the_world_have_different_classes() -> None:
+    rng = np.random.default_rng(3)
+    masks = [torch.ones(3, 4, 4, dtype=torch.bool) for _ in range(3)]
+    image = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    for rows, want in (
+        ([[0, 1], [0, 1]], [0, 1]),
+        ([[0, 1, 2], [0, 1]], [2, 0]),
+        ([[0, 1], [1, 0], [1, 2]], [0, 1, 2]),
+        ([[5, 4], [4, 6, 5], [6, 4]], [5, 4, 6]),
+    ):
+        sample = duet_sample(rng, "trio", "x", [(r, image, m) for r, m in zip(rows, masks, strict=False)])
+        assert [t.class_id for t in sample.record.targets] == want
 
 
 def test_the_first_splits_stay_what_they_were() -> None:
@@ -175,8 +195,40 @@ def test_the_first_splits_stay_what_they_were() -> None:
         "negative": "ee585dd37eb0ae1a9d5a1ccb2b6a16365fd296cd9863dccfe319dd9b6a2b72c9",
     }
     for split, sha in expected.items():
-        text = "\n".join(s.record.to_json() for s in samples(split, scenes=4))
+        records = [s.record for s in samples(split, scenes=4)]
+        for record in records:  # object phrases came later
+            record.text = {k: v for k, v in record.text.items() if not k.startswith("llm")}
+        text = "\n".join(record.to_json() for record in records)
         assert hashlib.sha256(text.encode()).hexdigest() == sha
+
+
+def test_phrases_come_from_the_captions() -> None:
+    right = 0
+    for split in ("train", "val", "pairs", "mixture", "duet"):
+        for sample in samples(split, scenes=20):
+            record = sample.record
+            text, sounding = record.text, record.targets[0].class_name
+            assert text["llm"] == text["llm_audio"] == sounding
+            assert text["llm_image"] in text["image"].removeprefix("a picture of a ").split(" and a ")
+            right += text["llm_image"] == sounding
+    assert 20 < right < 80  # of 120: a picture alone does not tell what sounds
+    assert not any(k.startswith("llm") for s in samples("negative", scenes=6) for k in s.record.text)
+
+
+def test_pictures_and_sounds_of_later_splits_stay_what_they_were() -> None:
+    # SHA-256 of the members' names and bytes, in order, of the version before rows of more than two pictures came.
+    expected = {
+        "duet": "4bdadc1cdeb8932e490ddb2589a0d71e48efd16ae79d3013811f292bfe7b5856",
+        "pairs": "5d3b0af96eafd122b82a52a088e412118fb931f97da181c009112c7b6bcca3f2",
+        "val_crowd": "68b657e735abf7a94c4b6d43a2a70c55ba8ca38e6aa51851c4e654e7f33b1ea3",
+    }
+    for split, sha in expected.items():
+        digest = hashlib.sha256()
+        for sample in samples(split, scenes=6):
+            for name in sorted(sample.members):
+                digest.update(name.encode())
+                digest.update(sample.members[name])
+        assert digest.hexdigest() == sha
 
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from avloc.backbones.beats import BEATs
 from avloc.backbones.clipseg import CLIPSeg, normalise
+from avloc.data.phrases import PhraseError
 from avloc.methods.acl.losses import Objective
 from avloc.methods.acl.network import ACLNetwork, FeatureMask, ImageMask
+from avloc.methods.acl.phrases import PhraseEmbeddings, phrase_ids
 from avloc.methods.base import Localizer
 from avloc.types import AVBatch, InputSpec, Localization
 from avloc.weights import WeightError, load_into, locate, read_state
@@ -27,7 +29,8 @@ class ACL(Localizer):
         clipseg: weight source of the grounder.
         beats: weight source of the audio tower.
         audio_proj: weight source of an official ACL checkpoint (``{"audio_proj", "masker_i"}``) to start from.
-        objective: loss weights, priors, and the paper's or the released reading of each term.
+        objective: loss weights, priors, and the paper's or the released reading of each term. With a ``lambda_c`` above
+            0, training is guided by the object phrases that ``data.phrases`` shows ("AV + LLM alignment").
         tokens: audio tokens of a sound: 1, 2, 4 or 8 (table 11).
         template: words around the audio token (table 12); "{}" alone for no words.
         image_mask: see `ACLNetwork` (table 13).
@@ -42,6 +45,7 @@ class ACL(Localizer):
         heatmap_size: side of the heat map; every published evaluator asks for 224.
         chunk: pictures whose pairs go through the decoder together.
         recompute: recompute the decoder in backward instead of keeping its activations.
+        phrase_template: words around an object phrase, e.g. "A photo of a {}"; the bare phrase by default.
         compile_towers: `torch.compile` the frozen vision tower.
         optimizer: see `Localizer`.
         lr_scheduler: see `Localizer`.
@@ -69,6 +73,7 @@ class ACL(Localizer):
         heatmap_size: int = 224,
         chunk: int = 8,
         recompute: bool = False,
+        phrase_template: str = "{}",
         compile_towers: bool = False,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -98,6 +103,7 @@ class ACL(Localizer):
             chunk=chunk,
             recompute=recompute,
         )
+        self.embed_phrases = PhraseEmbeddings(grounder, phrase_template)
         if audio_proj is not None:
             self.load_official(audio_proj)
         if compile_towers:
@@ -123,12 +129,29 @@ class ACL(Localizer):
         load_into(self.network.masker_i, state["masker_i"], str(file.path))
 
     def training_losses(self, batch: AVBatch) -> dict[str, Tensor]:
-        """``acl_i``, ``acl_f``, ``area_reg`` and their weighted sum ``loss``."""
+        """``acl_i``, ``acl_f``, ``area_reg``, with phrases ``acl_c``, and their weighted sum ``loss``.
+
+        Raises:
+            PhraseError: the objective needs phrases, and the batch brings none.
+        """
         image = normalise(batch.image)
         features = self.network.see(image)
         tokens = self.network.hear(batch.audio)
         A = self.network.ask(features, tokens, gathered=self.objective.negatives == "gathered")
-        return self.objective(self.network.pairs(image, features, A, image_level=self.objective.lambda_i != 0))
+        pairs = self.network.pairs(image, features, A, image_level=self.objective.lambda_i != 0)
+        if self.objective.lambda_c:
+            if not batch.phrase:
+                raise PhraseError(
+                    f"objective.lambda_c {self.objective.lambda_c:g} needs object phrases, but training shows none. "
+                    "Set data.phrases to both, audio, image or a table's path; or lambda_c to 0."
+                )
+            pairs.C, pairs.phrase = self.embed_phrases(batch.phrase), phrase_ids(batch.phrase).to(batch.device)
+        return self.objective(pairs)
+
+    def embed_sound(self, batch: AVBatch) -> Tensor:
+        """A ``[B, D]`` in CLIP's text space, not normalised: what each sound says in its prompt (`heard_as`)."""
+        A = self.network.answer(self.network.see(normalise(batch.image)), self.network.hear(batch.audio))
+        return self.network.embedding(A[:, None])[:, 0]
 
     def localize(self, batch: AVBatch) -> Localization:
         """One source a sample; the confidence is the cosine of v_f and A (`facts/metrics.md` section 4)."""
