@@ -243,8 +243,13 @@ def weights(experiment: str | None = None) -> None:
     sources = sorted(weight_files.KNOWN)
     if experiment is not None:
         from avloc.experiment import model_settings
+        from avloc.methods.baselines.ogl import ObjectGuide
 
-        sources = sources_in(model_settings(find_config(experiment)))
+        config = find_config(experiment)
+        sources = sources_in(model_settings(config))
+        ogl = (yaml.safe_load(config.read_text()).get("evaluator") or {}).get("ogl")
+        if ogl is not None:
+            sources += sources_in({"weights": ObjectGuide.weights} | ogl)
     table = Table("source", "here", "file", "licence", "SHA-256", title="weights")
     for source in sources:
         known = weight_files.KNOWN.get(source)

@@ -100,6 +100,12 @@ def test_weights_lists_what_an_experiment_needs(
     for file in ("RN50.pt", "vggish-10086976.pth", "sam_vit_h_4b8939.pth", "data/mavl_boxes.safetensors"):
         assert file in told
     assert "hf:google/owlv2-base-patch16-ensemble" in told
+    guided = tmp_path / "guided.yaml"
+    guided.write_text(
+        "model: {class_path: avloc.methods.baselines.controls.CentreBox}\nevaluator: {ogl: {alpha: 0.5}}\n"
+    )
+    main(["weights", "--experiment", str(guided)])
+    assert "resnet18" in capsys.readouterr().out
 
 
 def test_localize_wants_a_video_or_a_still(capsys: pytest.CaptureFixture[str]) -> None:
