@@ -55,6 +55,11 @@ def test_the_rows_of_the_papers_are_there() -> None:
     wanted |= {f"tvsl_{part}" for part in of_sets}
     for baseline in ("audioclip", "wav2clip"):
         wanted |= {f"{baseline}_{part}" for part in (*of_sets, "duet", "zero_shot", "world", "world_tuned")}
+    wanted |= {"acl_ssl_llm", "acl_ssl_llm_audio", "acl_ssl_llm_image", "quickstart_acl_llm"}
+    wanted |= {f"acl_ssl_llm_lambda_{value}" for value in ("001", "01", "1", "10", "100")}
+    wanted |= {f"acl_ssl{kind}_mix_{of}" for kind in ("", "_llm") for of in ("duet", "instruments")}
+    wanted |= {f"clipseg_{words}{on}" for words in ("oracle", "wav2clip", "clap") for on in ("", "_world")}
+    wanted |= {f"boxes_{space}{on}" for space in ("wav2clip", "audioclip", "imagebind") for on in ("", "_world")}
     assert wanted <= set(EXPERIMENTS)
 
 
