@@ -53,7 +53,7 @@ def train(args: list[str]) -> None:
     configs = [find_config(name) for name in names]
     runs = []
     for config in configs:
-        runs_folder = Path(RUNS) / config.stem
+        runs_folder = Path(RUNS) / (option(options, "--experiment") or config.stem)
         more = ["--ckpt_path", str(newest_state(runs_folder))] if resume else []
         words = ["fit", "-c", str(config), "--test_after_fit=true", *more, *options]
         if not trains(config, options):
@@ -73,7 +73,14 @@ def train(args: list[str]) -> None:
 def trains(config: Path, options: list[str]) -> bool:
     """Whether an experiment has a training set: one of a method without training is tested alone."""
     data = yaml.safe_load(config.read_text()).get("data") or {}
-    return bool(data.get("train")) or any(o.split("=")[0] == "--data.train" for o in options)
+    return bool(data.get("train")) or option(options, "--data.train") is not None
+
+
+def option(options: list[str], name: str) -> str | None:
+    """The last value of an option, written ``name value`` or ``name=value``; None where it is not given."""
+    parser = argparse.ArgumentParser("avloc train", add_help=False, allow_abbrev=False)
+    parser.add_argument(name, dest="value")
+    return parser.parse_known_args(options)[0].value
 
 
 def newest(paths: Any) -> list[Path]:

@@ -143,6 +143,13 @@ def test_train_only_tests_a_method_without_training(tmp_path: Path, monkeypatch:
     main(["train", "clipseg_oracle_world", "--data.train_fraction=0.5"])
     main(["train", "clipseg_oracle_world", "--data.train=world:train"])
     assert [words[0] for words in ran[2:]] == ["test", "fit"]
+    state = tmp_path / "runs" / "mine" / "version_0" / "checkpoints" / "resume.ckpt"
+    state.parent.mkdir(parents=True)
+    state.touch()
+    for renamed in (["--experiment", "mine"], ["--experiment=theirs", "--experiment=mine"]):  # the last one counts
+        main(["train", "quickstart", "--resume", *renamed])
+        assert ran[-1][3:5] == ["--test_after_fit=true", "--ckpt_path"]
+        assert (tmp_path / ran[-1][5]).samefile(state)
 
 
 @pytest.mark.filterwarnings("ignore")
