@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from avloc.bench.step import Result, named, peak_of, seconds
+from avloc.bench.step import Result, named, peak_of, seconds, under
 from avloc.methods.gavs import GAVS
 from avloc.methods.gavs.losses import Objective, alignment
 from avloc.methods.gavs.method import size_of
@@ -165,15 +165,7 @@ def measure_gavs(
     model = build(full_size).to(device).train()
     pictures = random_batch(model, batch_size, full_size)
     features = replace(pictures, stored={"frozen": model.frozen(pictures).half()})
-    optimizer = model.configure_optimizers()
-
-    def learn(loss_of: Callable[[], Tensor]) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = loss_of()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
+    learn, _ = under(model, precision)
     hear, sounds = model.hear, pictures.audio
     audio = hear(sounds)
     model.hear = lambda _: audio  # type: ignore[method-assign, assignment]

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from avloc.bench.step import Result, count_flops, named, peak_of, seconds
+from avloc.bench.step import Result, count_flops, named, peak_of, seconds, under
 from avloc.methods.seac import SeAC
 from avloc.methods.seac.method import Mixing
 from avloc.methods.seac.network import Design
@@ -88,27 +87,17 @@ def measure_seac(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_seac(full_size).to(device)
     batch = stored_batch(model, batch_size)
-    optimizer = model.configure_optimizers()
-
-    def autocast(run: Callable[[], object]) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            run()
-
-    def step() -> None:
-        losses: dict[str, Tensor] = {}
-        autocast(lambda: losses.update(model.training_losses(batch)))
-        optimizer.zero_grad()
-        losses["loss"].backward()
-        optimizer.step()
-
+    learn, passes = under(model, precision)
     vggish_pass, association_pass = unavoidable_seac(model, batch)
 
+    def step() -> None:
+        learn(lambda: model.training_losses(batch)["loss"])
+
     def vggish() -> None:
-        autocast(vggish_pass)
+        passes(vggish_pass)
 
     def association() -> None:
-        optimizer.zero_grad()
-        autocast(association_pass)
+        passes(association_pass)
 
     for warm in (step, vggish, association):
         warm()

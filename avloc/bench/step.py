@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from avloc.backbones.clipseg import normalise
 from avloc.methods.acl import ACL
+from avloc.methods.base import Localizer
 from avloc.methods.souple import SOUPLE
 from avloc.types import AVBatch
 
@@ -34,6 +35,7 @@ __all__ = [
     "random_batch",
     "seconds",
     "unavoidable_passes",
+    "under",
 ]
 
 Result = dict[str, float | int | str]
@@ -100,22 +102,13 @@ def measure_step(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build(method, full_size, recompute=recompute, compile_towers=compile).to(device)
     batch = random_batch(model, batch_size)
-    optimizer = model.configure_optimizers()
-
-    def autocast(run: Callable[[], object]) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            run()
+    learn, passes = under(model, precision)
 
     def step() -> None:
-        losses: dict[str, Tensor] = {}
-        autocast(lambda: losses.update(model.training_losses(batch)))
-        optimizer.zero_grad()
-        losses["loss"].backward()
-        optimizer.step()
+        learn(lambda: model.training_losses(batch)["loss"])
 
     def unavoidable() -> None:
-        optimizer.zero_grad()
-        autocast(lambda: unavoidable_passes(model, batch))
+        passes(lambda: unavoidable_passes(model, batch))
 
     step()  # warms up
     peak = peak_of(step, device)
@@ -138,6 +131,35 @@ def measure_step(
         "samples_per_s": batch_size / step_s,
         "peak_bytes": peak,
     }
+
+
+def under(
+    model: Localizer, precision: Literal["32", "bf16"]
+) -> tuple[Callable[[Callable[[], Tensor]], None], Callable[[Callable[[], object]], None]]:
+    """How a model learns in a benchmark, and what passes are compared with it under the same autocast.
+
+    Returns:
+        learn: an update of the optimiser from the loss that a function computes.
+        passes: a function that does its own backward, from no gradients.
+    """
+    optimizer = model.configure_optimizers()
+
+    def autocast() -> torch.autocast:
+        return torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
+
+    def learn(loss_of: Callable[[], Tensor]) -> None:
+        with autocast():
+            loss = loss_of()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def passes(run: Callable[[], object]) -> None:
+        optimizer.zero_grad()
+        with autocast():
+            run()
+
+    return learn, passes
 
 
 def named(device: torch.device) -> str:

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from avloc.backbones.clipseg import normalise
-from avloc.bench.step import Result, count_flops, named, peak_of, seconds
+from avloc.bench.step import Result, count_flops, named, peak_of, seconds, under
 from avloc.methods.tvsl import TVSL
 from avloc.types import AVBatch
 
@@ -64,26 +63,14 @@ def measure_tvsl(
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_tvsl(full_size).to(device)
-    optimizer = model.configure_optimizers()
+    learn, passes = under(model, precision)
     batches = {k: mixture_batch(model, batch_size, sources=k, tiles=2) for k in (2, 4)}
 
-    def autocast(run: Callable[[], object]) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            run()
-
     def step(sources: int) -> Callable[[], None]:
-        def run() -> None:
-            losses: dict[str, Tensor] = {}
-            autocast(lambda: losses.update(model.training_losses(batches[sources])))
-            optimizer.zero_grad()
-            losses["loss"].backward()
-            optimizer.step()
-
-        return run
+        return lambda: learn(lambda: model.training_losses(batches[sources])["loss"])
 
     def unavoidable() -> None:
-        optimizer.zero_grad()
-        autocast(unavoidable_tvsl(model, batches[2]))
+        passes(unavoidable_tvsl(model, batches[2]))
 
     two, four = step(2), step(4)
     for warm in (two, four, unavoidable):
