@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avloc.data.labels import LABEL_SPACES
+from avloc.methods.classes import spoken
 from avloc.types import AVBatch
 
 __all__ = [
@@ -81,7 +82,7 @@ def nearest(sounds: Tensor, texts: Tensor, phrases: Sequence[str], k: int = 3) -
 def class_phrases(data: Any) -> list[str]:
     """The class names of an evaluation set, as phrases, sorted; [] where it names fewer than two."""
     names = (t.class_name for record in getattr(data, "records", ()) for t in record.targets)
-    found = spoken(names)
+    found = distinct(names)
     return found if len(found) > 1 else []
 
 
@@ -89,7 +90,7 @@ def default_phrases(method: Any) -> list[str]:
     """The embedded world's classes for a method on its towers, else VGG-SS's."""
     sources = [file.source for file in getattr(method, "frozen_files", {}).values()]
     space = "world16" if any(source.startswith("world:") for source in sources) else "vggss221"
-    return spoken(LABEL_SPACES[space])
+    return distinct(LABEL_SPACES[space])
 
 
 def read_phrases(path: Path) -> list[str]:
@@ -107,5 +108,5 @@ def read_phrases(path: Path) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def spoken(names: Iterable[str]) -> list[str]:
-    return sorted({name.replace("_", " ").strip() for name in names} - {""})
+def distinct(names: Iterable[str]) -> list[str]:
+    return sorted({spoken(name) for name in names} - {""})

@@ -3,55 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from avloc.data.indexed import EvalSet
-from avloc.data.labels import LABEL_SPACES
 from avloc.methods.base import Localizer
-from avloc.methods.tvsl.method import BACKGROUND, plain
+from avloc.methods.classes import BACKGROUND, ClassList, listed, repeated, spoken
 from avloc.types import AVBatch, Localization
 
-__all__ = ["ClassList", "ClassQuery", "classes_of", "read_classes", "spoken"]
-
-
-@dataclass(frozen=True)
-class ClassList:
-    """Names and what a data set calls them.
-
-    Attributes:
-        names: as they are read by a text tower.
-        numbers: of each, as in ``AVBatch.class_id``; -1 where the data set has none.
-    """
-
-    names: tuple[str, ...]
-    numbers: tuple[int, ...]
-
-    def check(self, batch: AVBatch) -> None:
-        """Labels of found classes would silently be read as others if the data set counted otherwise.
-
-        Raises:
-            ValueError: the batch gives one of the names another number.
-        """
-        if batch.class_id is None:
-            return
-        ours = {plain(name): number for name, number in zip(self.names, self.numbers, strict=True)}
-        for key, names, numbers in zip(batch.key, batch.label, batch.class_id.tolist(), strict=False):
-            for name, number in zip(names, numbers, strict=False):
-                if number >= 0 and ours.get(plain(name), number) != number:
-                    raise ValueError(
-                        f"{key} numbers {name!r} as class {number}, the list of classes as {ours[plain(name)]}. Give "
-                        "model.classes in the order of the data set's numbers, or leave it out."
-                    )
-
-
-def spoken(name: str) -> str:
-    """A name as it is read by a text tower: lists of files put ``_`` for blanks."""
-    return name.replace("_", " ").strip()
+__all__ = ["ClassQuery", "classes_of", "read_classes"]
 
 
 def read_classes(classes: str | Sequence[str]) -> ClassList:
@@ -64,25 +26,13 @@ def read_classes(classes: str | Sequence[str]) -> ClassList:
     Raises:
         ValueError: neither, no name, or a name twice.
     """
-    if isinstance(classes, str):
-        if classes in LABEL_SPACES:
-            classes = LABEL_SPACES[classes]
-        elif Path(classes).is_file():
-            classes = [line.strip() for line in Path(classes).read_text().splitlines() if line.strip()]
-        else:
-            raise ValueError(
-                f"model.classes {classes!r} is neither a label space ({', '.join(LABEL_SPACES)}) nor a file with one "
-                "name a line."
-            )
-    first = int(tuple(classes[:1]) == (BACKGROUND,))
-    names = tuple(spoken(name) for name in classes[first:])
+    given = listed(classes)
+    first = int(given[:1] == [BACKGROUND])
+    names = tuple(spoken(name) for name in given[first:])
     if not names:
         raise ValueError("model.classes is an empty list. Name a label space, or leave it out for the test set's own.")
-    seen: dict[str, str] = {}
-    for name in names:
-        if plain(name) in seen:
-            raise ValueError(f"model.classes has {name!r} twice (as {seen[plain(name)]!r}). Leave one out.")
-        seen[plain(name)] = name
+    if twice := repeated(names):
+        raise ValueError(f"model.classes has {twice[0]!r} twice (as {twice[1]!r}). Leave one out.")
     return ClassList(names, tuple(range(first, first + len(names))))
 
 

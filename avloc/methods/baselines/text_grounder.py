@@ -15,8 +15,9 @@ from torchvision.transforms.functional import normalize  # type: ignore[import-u
 
 from avloc.backbones.clipseg import CLIP_MEAN, CLIP_STD, CLIPSeg
 from avloc.methods.acl.network import at_side, feature_mask
-from avloc.methods.baselines.classes import ClassQuery, spoken
+from avloc.methods.baselines.classes import ClassQuery
 from avloc.methods.baselines.spaces import Space
+from avloc.methods.classes import spoken
 from avloc.types import AVBatch, InputSpec, Localization
 
 __all__ = ["TextGrounder"]

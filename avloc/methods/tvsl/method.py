@@ -19,6 +19,7 @@ from avloc.backbones.clipseg import normalise
 from avloc.data.labels import LABEL_SPACES
 from avloc.data.mixing import mix_at_random, range_of
 from avloc.methods.base import Localizer
+from avloc.methods.classes import BACKGROUND, ClassList, listed, plain, repeated, spoken
 from avloc.methods.losses import gather_rows, rank_and_world
 from avloc.methods.tvsl.losses import Scales, classification, correspondence, detection
 from avloc.methods.tvsl.network import DESIGNS, Design, DesignName, Tokens, TVSLNetwork
@@ -28,7 +29,6 @@ from avloc.weights import load_into, locate, read_state
 
 __all__ = ["TVSL", "Detection", "draw_maps", "losses_of", "read_classes"]
 
-BACKGROUND = "background"
 LONGEST_PROMPT = 32
 
 
@@ -149,6 +149,7 @@ class TVSL(Localizer):
             ValueError: see `read_classes`; or a name that is too long for the text tower with its prompt.
         """
         self.names, self.first_class = read_classes(classes)
+        self.classes = ClassList(tuple(self.names), tuple(range(self.first_class, self.first_class + len(self.names))))
         self.number = {plain(name): i for i, name in enumerate(self.names)}
         self._ids = self.towers.tokenize(self.names)
         self._bank = None
@@ -311,7 +312,7 @@ class TVSL(Localizer):
                 confidence = torch.where(index < 0, 0.0, probability.gather(1, index.clamp(min=0)))
             else:
                 index, confidence = self.detect(probability)
-                self.check_numbers(batch)
+                self.classes.check(batch)
             found = self.network.separate(tokens, bank[index.clamp(min=0)])
             grid = self.towers.visual.grid(batch.image.shape[-2], batch.image.shape[-1])
             maps = self.network.similarity(tokens, found).unflatten(2, grid)
@@ -332,19 +333,6 @@ class TVSL(Localizer):
             kept = torch.arange(min(d.most, N), device=probability.device).expand_as(top.values) < d.count
         lacking = (0, d.most - top.values.shape[1])
         return F.pad(torch.where(kept, top.indices, -1), lacking, value=-1), F.pad(top.values, lacking)
-
-    def check_numbers(self, batch: AVBatch) -> None:
-        """Labels of detected classes would silently be read as others if the data set counted otherwise."""
-        if batch.class_id is None or not batch.label:
-            return
-        for key, names, numbers in zip(batch.key, batch.label, batch.class_id.tolist(), strict=True):
-            for name, number in zip(names, numbers, strict=False):
-                ours = self.number.get(plain(name))
-                if number >= 0 and ours is not None and ours + self.first_class != number:
-                    raise ValueError(
-                        f"T-VSL: {key} numbers {name!r} as class {number}, the list of classes as "
-                        f"{ours + self.first_class}. Give model.classes in the order of the data set's numbers."
-                    )
 
 
 def losses_of(
@@ -410,32 +398,15 @@ def read_classes(classes: str | Sequence[str]) -> tuple[list[str], int]:
     Raises:
         ValueError: neither, no name, or a name twice.
     """
-    first = 0
-    if isinstance(classes, str):
-        if classes in LABEL_SPACES:
-            classes = [name.replace("_", " ") for name in LABEL_SPACES[classes]]
-            first = int(classes[0] == BACKGROUND)
-        elif Path(classes).is_file():
-            classes = [line.strip() for line in Path(classes).read_text().splitlines() if line.strip()]
-        else:
-            raise ValueError(
-                f"T-VSL: classes {classes!r} is neither a label space ({', '.join(LABEL_SPACES)}) nor a file with one "
-                "name a line."
-            )
-    names = list(classes)[first:]
+    of_space = isinstance(classes, str) and classes in LABEL_SPACES
+    given = [spoken(name) for name in listed(classes)] if of_space else listed(classes)
+    first = int(of_space and given[0] == BACKGROUND)
+    names = given[first:]
     if not names:
         raise ValueError("T-VSL: the list of classes is empty.")
-    seen: dict[str, str] = {}
-    for name in names:
-        if plain(name) in seen:
-            raise ValueError(f"T-VSL: the class {name!r} is there twice (as {seen[plain(name)]!r}). Leave one out.")
-        seen[plain(name)] = name
+    if twice := repeated(names):
+        raise ValueError(f"T-VSL: the class {twice[0]!r} is there twice (as {twice[1]!r}). Leave one out.")
     return names, first
-
-
-def plain(name: str) -> str:
-    """What two spellings of a name have in common: list files put ``_`` for commas and blanks."""
-    return re.sub(r"[\W_]+", " ", name).strip().lower()
 
 
 def crossed(names: Sequence[str]) -> list[int]:
