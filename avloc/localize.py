@@ -33,6 +33,7 @@ from avloc.data.media import MediaError, audio_16k, opened
 from avloc.data.transforms import draw_view, fit_audio, fit_image
 from avloc.methods.acl.inversion import Heard, heard_as
 from avloc.methods.base import Localizer
+from avloc.metrics.regions import SMALLEST_REGION
 from avloc.report.panels import Pixels, beside, captioned, overlay, panel_strip, png
 from avloc.types import AVBatch, InputSpec
 
@@ -42,7 +43,6 @@ TICKS = 90_000  # per second: MPEG's own clock, exact for every common frame rat
 AAC_RATES = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
 SHORTEST_SOUND = 0.1  # seconds
 LONGEST_SOUND = 3600.0  # seconds that are read of the sound to a still
-SMALLEST_REGION = 0.001  # share of the picture
 KEY_MOMENTS = 6
 STRIP_HEIGHT = 240
 

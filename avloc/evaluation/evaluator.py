@@ -22,7 +22,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from avloc.evaluation.benchmarks import Benchmark, benchmark
-from avloc.evaluation.measures import IDENTITIES, UNIVERSAL, Measure, Scored, identities
+from avloc.evaluation.measures import EXTENTS, IDENTITIES, UNIVERSAL, Measure, Scored, extents, identities
 from avloc.evaluation.protocols import Samples, protocol
 from avloc.evaluation.results import Names, chosen_threshold, numbers, write_results, write_samples
 from avloc.methods.baselines.controls import CONTROLS, Control, grid, mean_map, summed_truth
@@ -262,7 +262,7 @@ class Pass:
         self.rows = {
             row: PerSample(
                 len(data),
-                columns | dict(IDENTITIES),
+                columns | dict(IDENTITIES) | dict(EXTENTS),
                 allow_unread=data.allow_missing * world,
                 partial=not whole,
                 name=f"{data.name} ({row})",
@@ -290,7 +290,7 @@ class Pass:
                 for measure in self.measures.values()
                 for column, value in measure.function(scored).items()
             }
-            self.rows[row].update(batch.index, **values, **common)
+            self.rows[row].update(batch.index, **values, **common, **extents(scored))
 
     def named(self, answer: Localization, batch: AVBatch) -> Localization:
         """For a semantic score, an answer without classes is given the set's most frequent one."""

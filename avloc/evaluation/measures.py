@@ -21,11 +21,12 @@ from avloc.metrics.ciou import ciou
 from avloc.metrics.extended import top_quarter
 from avloc.metrics.maps import flip_minmax, minmax, resize
 from avloc.metrics.negative import image_share
+from avloc.metrics.regions import count_regions
 from avloc.metrics.thresholds import SWEEP, Operator, area_threshold, median_threshold, predicted
 from avloc.metrics.universal import GRID
 from avloc.types import AVBatch, Localization
 
-__all__ = ["IDENTITIES", "KINDS", "SOURCES", "Measure", "Scored", "identities"]
+__all__ = ["EXTENTS", "IDENTITIES", "KINDS", "SOURCES", "Measure", "Scored", "extents", "identities"]
 
 SOURCES = 5
 """Most sources of a sample that a measure over sources keeps (AVSBench-Semantic has up to five)."""
@@ -36,6 +37,9 @@ KINDS = ("", "silence", "noise", "offscreen", "mismatch", "natural")
 IDENTITIES: Mapping[str, int] = dict.fromkeys(("clip", "group", "group_size", "negative", "sounding"), 1)
 """Columns of every set beside those of its measures: hashes of clip and interactive group (0 for none), members of
 the group, place in `KINDS`, and 1 where something in the picture sounds."""
+
+EXTENTS: Mapping[str, int] = dict.fromkeys(("truth_area", "sources", "answered", "regions", "predicted_share"), 1)
+"""What every row keeps of the sizes and numbers of things, see `extents`; no protocol reads it."""
 
 
 @dataclass
@@ -344,6 +348,30 @@ def identities(batch: AVBatch, hashes: Callable[[list[str]], Tensor]) -> dict[st
         "group_size": torch.tensor(batch.group_size or [1] * B, device=device),
         "negative": torch.tensor(kinds, device=device),
         "sounding": torch.ones(B, device=device) if batch.sounding is None else batch.sounding,
+    }
+
+
+def extents(scored: Scored) -> dict[str, Tensor]:
+    """`EXTENTS` of a batch and its answer, float64 ``[B]`` each, whatever the protocols of the set.
+
+    ``truth_area``: share of the picture in which any source lies, NaN without ground truth. ``sources``: true sources,
+    NaN where neither ground truth nor classes are known. ``answered``: sources that the method found, one map each.
+    ``regions`` (connected, without specks) and ``predicted_share``: of the picture, where the largest of the maps is at
+    least 0.5.
+    """
+    batch, chosen = scored.batch, scored.map >= 0.5
+    unknown = torch.full((len(batch),), torch.nan, device=batch.device)
+    area = sources = unknown
+    if batch.truth is not None:
+        area, sources = (scored.target > 0).double().mean((1, 2)), scored.real.sum(1)
+    elif batch.class_id is not None:
+        sources = (batch.class_id >= 0).sum(1)
+    return {
+        "truth_area": area,
+        "sources": sources,
+        "answered": scored.answered,
+        "regions": count_regions(chosen),
+        "predicted_share": chosen.double().mean((1, 2)),
     }
 
 

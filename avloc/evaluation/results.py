@@ -1,8 +1,8 @@
 """The files of a tested run: per-sample values, and the numbers that follow from them.
 
 ``per_sample.parquet`` holds one line per set, row and sample: ``set``, ``row``, ``index``, ``key``, ``label``,
-``negative``, the identities of `avloc.evaluation.measures`, and one list of float64 per measure column. Every number
-of ``results.json`` can be computed again from it, without the model: `rescore`.
+``negative``, the identities and extents of `avloc.evaluation.measures`, and one list of float64 per measure column.
+Every number of ``results.json`` can be computed again from it, without the model: `rescore`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from avloc.evaluation.measures import IDENTITIES, KINDS, UNIVERSAL
+from avloc.evaluation.measures import EXTENTS, IDENTITIES, KINDS, UNIVERSAL
 from avloc.evaluation.protocols import Samples, Summary, protocol, summarise_universal
 from avloc.metrics.universal import GRID, choose_threshold
 
@@ -98,14 +98,15 @@ def write_samples(
         names: set to `Names`.
         keep: compression.
     """
-    columns = sorted({c for table in samples.values() for c in table if c not in IDENTITIES and c != "index"})
+    scalars = [c for c in (*IDENTITIES, *EXTENTS) if c != "negative"]
+    columns = sorted({c for table in samples.values() for c in table if ":" in c})
     text = [(c, pa.string()) for c in ("set", "row", "key", "label", "negative")]
     schema = pa.schema(
         [
             *text[:2],
             ("index", pa.int64()),
             *text[2:],
-            *((c, pa.float64()) for c in IDENTITIES if c != "negative"),
+            *((c, pa.float64()) for c in scalars),
             *((c, pa.list_(pa.float64())) for c in columns),
         ]
     )
@@ -115,7 +116,7 @@ def write_samples(
             told = [names[name].get(i, ("", "", "")) for i in index]
             content: dict[str, Any] = {"set": [name] * len(index), "row": [row] * len(index), "index": index}
             content |= {c: [t[i] for t in told] for i, c in enumerate(("key", "label", "negative"))}
-            content |= {c: table[c][:, 0].numpy() for c in IDENTITIES if c != "negative"}
+            content |= {c: table[c][:, 0].numpy() if c in table else [None] * len(index) for c in scalars}
             content |= {c: lists(table[c].numpy()) if c in table else [None] * len(index) for c in columns}
             writer.write_table(pa.table(content, schema=schema))
 
@@ -141,11 +142,11 @@ def read_samples(path: Path) -> dict[tuple[str, str], dict[str, torch.Tensor]]:
                 continue
             key = (table["set"][0].as_py(), table["row"][0].as_py())
             columns = {"index": torch.from_numpy(table["index"].to_numpy().copy())}
-            for name in IDENTITIES:
+            for name in [*IDENTITIES, *(c for c in EXTENTS if c in table.column_names)]:  # older files have none
                 if name == "negative":
                     values = np.array([KINDS.index(k) for k in table["negative"].to_pylist()], np.float64)
                 else:
-                    values = table[name].to_numpy().copy()
+                    values = table[name].to_numpy().astype(np.float64)
                 columns[name] = torch.from_numpy(values)[:, None]
             for field in table.schema:
                 if pa.types.is_list(field.type) and not table[field.name].null_count:

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from avloc.evaluation.evaluator import Evaluator
+from avloc.evaluation.measures import EXTENTS
 from avloc.evaluation.protocols import ProtocolError
 from avloc.evaluation.results import RescoreError, rescore
 from avloc.methods.base import Localizer
@@ -117,6 +120,11 @@ def test_results_equal_hand_arithmetic(tmp_path: Path) -> None:
     model = table[(table.set == "toy") & (table.row == "model")]
     assert model.key.tolist() == [f"k{i}" for i in range(8)]
     assert [values[9] for values in model["sweep:ciou"]] == [n / 8 for n in range(1, 9)]
+    assert model.truth_area.tolist() == [n / 8 for n in range(1, 9)]
+    box = table[(table.set == "toy") & (table.row == "centre box")]
+    for rows, share in ((model, 1), (box, 0.25)):
+        assert set(rows.predicted_share) == {share}
+        assert set(rows.sources) == set(rows.answered) == set(rows.regions) == {1}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -238,6 +246,14 @@ def test_every_number_follows_from_the_per_sample_file(tmp_path: Path) -> None:
         for row in entry["rows"]:
             entry["rows"][row] = {}
     path.write_text(json.dumps(content))
+    rescore(tmp_path)
+    assert path.read_bytes() == before
+    file = tmp_path / "per_sample.parquet"
+    older = pd.read_parquet(file).drop(columns=list(EXTENTS))
+    groups = pa.Table.from_pandas(older, preserve_index=False)
+    with pq.ParquetWriter(file, groups.schema) as writer:
+        for _, part in older.groupby(["set", "row"], sort=False):
+            writer.write_table(pa.Table.from_pandas(part, groups.schema, preserve_index=False))
     rescore(tmp_path)
     assert path.read_bytes() == before
     (tmp_path / "per_sample.parquet").unlink()

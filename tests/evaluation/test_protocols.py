@@ -13,7 +13,7 @@ from torch import Tensor
 
 from avloc.evaluation.benchmarks import BENCHMARKS, benchmark
 from avloc.evaluation.evaluator import hashes
-from avloc.evaluation.measures import IDENTITIES, UNIVERSAL, Scored, identities
+from avloc.evaluation.measures import IDENTITIES, UNIVERSAL, Scored, extents, identities
 from avloc.evaluation.protocols import PROTOCOLS, ProtocolError, Samples, Summary, protocol, summarise_universal
 from avloc.evaluation.results import chosen_threshold
 from avloc.methods.baselines.controls import centre_box, full_frame, random_map
@@ -195,6 +195,31 @@ def test_samples_with_fewer_sources_count_their_own() -> None:
     batch = make(truth, class_id=torch.tensor([[0, 1], [0, -1]]))
     got = score("multi/sources", answer(truth[:, :1]), batch)  # one map, of the left half
     assert got["ciou@50"] == pytest.approx(2 / 3)
+
+
+def test_sizes_and_numbers_of_things() -> None:
+    truth = torch.zeros(3, 2, 40, 80)
+    truth[:, 0, :20, :40] = 1
+    truth[:2, 1, 20:, 40:] = 1
+    batch = make(truth, class_id=torch.tensor([[0, 1], [0, 1], [0, -1]]))
+    maps = torch.zeros(3, 4, 40, 80)
+    maps[:, 0, 2:6, 2:6] = maps[:, 1, 2:6, 10:14] = 0.5
+    maps[1, 2, 30, 30] = 1  # one pixel of 3200 is no region
+    got = extents(Scored(answer(maps, label=torch.tensor([[0, 1, -1, -1], [0, 1, 2, 3], [-1] * 4])), batch))
+    assert got["truth_area"].tolist() == [0.5, 0.5, 0.25]
+    assert got["sources"].tolist() == [2, 2, 1]
+    assert got["answered"].tolist() == [2, 4, 0]  # as many as there are, more, none
+    assert got["regions"].tolist() == [2, 2, 2]
+    assert got["predicted_share"].tolist() == pytest.approx([32 / 3200, 33 / 3200, 32 / 3200])
+    eight = torch.eye(8).view(1, 8, 8, 1).expand(2, 8, 8, 80)
+    got = extents(Scored(answer(eight[:, :5]), make(eight)))
+    assert got["sources"].tolist() == [8, 8]
+    assert got["answered"].tolist() == [5, 5]
+    blind = extents(Scored(answer(maps), make(None, 3)))
+    assert blind["truth_area"].isnan().all()
+    assert blind["sources"].isnan().all()
+    labelled = extents(Scored(answer(maps), make(None, 3, class_id=batch.class_id)))
+    assert labelled["sources"].tolist() == [2, 2, 1]
 
 
 def test_tvsl_by_hand_and_by_scikit_learn() -> None:
