@@ -1,4 +1,4 @@
-"""The objective of T-VSL: L = L_mcid + L_cls + L_av, for any number of sources (``facts/tvsl.md`` section 1).
+"""The objective of T-VSL: L = L_mcid + L_cls + L_av, for any number of sources.
 
 Sources are a tensor axis of length K; ``class_id`` -1 fills up samples with fewer, and counts nowhere.
 """

@@ -21,6 +21,7 @@ from avloc.data.mixing import mix_at_random, range_of
 from avloc.methods.base import Localizer
 from avloc.methods.classes import BACKGROUND, ClassList, listed, plain, repeated, spoken
 from avloc.methods.losses import gather_rows, rank_and_world
+from avloc.methods.maps import transformed
 from avloc.methods.tvsl.losses import Scales, classification, correspondence, detection
 from avloc.methods.tvsl.network import DESIGNS, Design, DesignName, Tokens, TVSLNetwork
 from avloc.metrics.maps import minmax
@@ -385,7 +386,8 @@ def same_width(rows: Sequence[Tensor]) -> list[Tensor]:
 def draw_maps(maps: Tensor, size: tuple[int, int], design: Design) -> Tensor:
     """Similarities ``[B, K, h, w]`` at another size and in [0, 1], each min-max normalised, and turned over where the
     design says so."""
-    maps = minmax(F.interpolate(maps.float(), size, mode=design.upsampling, align_corners=False)).clamp(0, 1)
+    maps = transformed(maps.float(), design.transform)
+    maps = minmax(F.interpolate(maps, size, mode=design.upsampling, align_corners=False)).clamp(0, 1)
     return 1 - maps if design.inverted else maps
 
 

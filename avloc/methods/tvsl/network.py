@@ -1,9 +1,12 @@
 """T-VSL: what sounds is named, and each name asks the picture and the sound for its own part.
 
-Symbols as in the paper: V' and A' projected tokens of picture and sound, T the text bank, e_k the text of class k, V_k
-and A_k tokens conditioned on it, g^v_k and g^a_k their means, V^_k the former after cross-attention. What the paper and
-its release do differently are the options of `Design`; completions of what neither states are marked "choice". Facts:
-`facts/tvsl.md` sections 1, 2 and 8. Torch only.
+Symbols as in the paper: V' and A' projected tokens of picture and sound, T the text bank, e_k the text of class k;
+``phi(A, b, C)_j = cos(A_j, b) C_j`` (equation 6); V_k = phi(V', e_k, V') and A_k = phi(A', e_k, A') (4, 5), g^a_k the
+mean of A_k, ghat^a_k = P_av(g^a_k); Vhat_k = phi(V_k, ghat^a_k, V_k), whose mean is g^v_k, ghat^v_k = P_va(g^v_k) (8).
+L_av compares ghat^v_k with ghat^a_k (9), the map the tokens of Vhat_k with ghat^a_k.
+
+What the paper and its release do differently are the options of `Design`; completions of what neither states, and what
+departs from both, are marked "choice". Torch only.
 """
 
 from __future__ import annotations
@@ -16,12 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avloc.methods.maps import Transform
+
 __all__ = ["DESIGNS", "Design", "DesignName", "Separation", "TVSLNetwork", "Tokens"]
 
 
 @dataclass(frozen=True)
 class Design:
-    """What T-VSL computes; the defaults are the published method.
+    """What T-VSL computes; the defaults are the equations of the article.
 
     Args:
         projector: every projector is one ``linear`` layer, initially the identity (paper; the start is a choice), or an
@@ -30,30 +35,32 @@ class Design:
             alone (paper). The release starts at 1, which gives its projectors no gradient in the first step.
         fusion: P_f maps the means of A' and V' to D channels, ``single`` (paper), or of V' and A' to 2D, ``double``,
             which meets the bank beside itself (release).
-        normalise: tokens that have unit length before their projector: ``both`` (choice) or the ``image``'s alone, so
-            that the sound dominates the class head by its scale (release).
+        normalise: tokens that have unit length before P_v and P_a: ``both`` (choice), the ``image``'s alone, so that
+            the sound dominates the class head by its scale (release), or ``none`` (choice; the paper is silent).
+        renormalise: V' and A' get unit length behind their projectors (release); the paper has nothing there.
         scale_ml: initial factor of the cosines of the class head, learnt as its logarithm within [1, 100]; None for 1
             (paper). The release's 100 lies on the bound, where it has no gradient.
-        mask: cosines with e_k condition tokens as they are, ``signed`` (paper, release), or without the negative ones,
-            ``positive`` (choice): a token that is unlike a class by its text and by its sound must not count as like
-            it. CLIP's own cosines are all positive; those of towers whose texts repel each other are not.
+        mask: the cosines of phi as they are, ``signed`` (paper, release), or without the negative ones, ``positive``
+            (choice). Signed, a token that is unlike a class by its text and by its sound counts as like it: the
+            paper's map is ``|cos(V'_j, ghat^a_k)|``, whatever the text's weight.
         normalised_mask: cosines with e_k are divided by their length over the tokens (release).
-        attention: V_k attends to g^a_k, whose weights over the tokens are ``softmax(V_k . g^a_k / sqrt(D))`` (paper;
-            reading of its equation 8). The release has no such step.
+        attention: phi^av of equation 8, which the release does not have; without, Vhat_k is V_k.
+        projected_map: the map compares ``P_va`` of each token (release); in the paper P_va sees means alone.
         sources: losses of a sample's K sources, and of its N classes, are added (``sum``, paper) or averaged (``mean``,
             release; over all sources of the batch where K varies).
         audio_conditioning: sounds are conditioned on the classes; without, all classes hear A' (ablation).
         visual_conditioning: pictures are conditioned on the classes; without, all classes see V' (ablation).
-        correspondence: the block of the last two projectors and its loss; without, maps are cosines of the conditioned
-            tokens (ablation).
+        correspondence: P_av, phi^av, P_va and their loss; without, maps are cosines of the conditioned tokens with
+            g^a_k (ablation).
         audio_scale: factor from [-1, 1] to what the audio tower is fed: 32768 (AudioCLIP) or 1, which is 90 dB too
             quiet (release).
         positions: of picture tokens, see `avloc.backbones.audioclip.ImageTower.tokens`: ``grid`` (choice) or
             ``sequence`` (release).
         statistics: the frozen towers' batch norms use their own ``stored`` statistics (paper: frozen) or in training
             those of the ``batch``, and drift (release).
-        map: of a token, its ``cosine`` with the class's sound (paper, release), which forgets by how much the text
-            conditioned it, or their ``product``, which does not (choice).
+        map: of a token of Vhat_k and ghat^a_k, the ``cosine`` (paper, release), which forgets by how much text and
+            sound conditioned the token, or the dot ``product`` with the unit ghat^a_k, which does not (choice).
+        transform: of the similarities before they are resized, see `avloc.methods.maps.transformed` (choice).
         upsampling: of the maps: ``bilinear`` (paper) or ``bicubic`` (release).
         inverted: low similarity counts as sounding (release's evaluation).
         crossed_labels: targets number the classes by names with ``_`` for commas and blanks, the bank by plain names,
@@ -66,11 +73,13 @@ class Design:
     projector: Literal["linear", "mlp"] = "linear"
     residual: float | None = None
     fusion: Literal["single", "double"] = "single"
-    normalise: Literal["both", "image"] = "both"
+    normalise: Literal["both", "image", "none"] = "both"
+    renormalise: bool = False
     scale_ml: float | None = None
     mask: Literal["signed", "positive"] = "signed"
     normalised_mask: bool = False
     attention: bool = True
+    projected_map: bool = False
     sources: Literal["sum", "mean"] = "sum"
     audio_conditioning: bool = True
     visual_conditioning: bool = True
@@ -79,6 +88,7 @@ class Design:
     positions: Literal["grid", "sequence"] = "grid"
     statistics: Literal["stored", "batch"] = "stored"
     map: Literal["cosine", "product"] = "cosine"
+    transform: Transform = "none"
     upsampling: Literal["bilinear", "bicubic"] = "bilinear"
     inverted: bool = False
     crossed_labels: bool = False
@@ -96,9 +106,11 @@ DESIGNS: dict[str, Design] = {
         residual=1.0,
         fusion="double",
         normalise="image",
+        renormalise=True,
         scale_ml=100.0,
         normalised_mask=True,
         attention=False,
+        projected_map=True,
         sources="mean",
         audio_scale=1.0,
         positions="sequence",
@@ -115,8 +127,8 @@ class Tokens:
     """What is computed once for a sample, whatever its classes.
 
     Attributes:
-        visual: V' ``[B, n_v, D]``, unit length.
-        audio: A' ``[B, n_a, D]``, unit length.
+        visual: V' ``[B, n_v, D]``.
+        audio: A' ``[B, n_a, D]``.
         fused: f ``[B, D]`` or ``[B, 2D]``, unit length: the class-instance feature.
     """
 
@@ -132,9 +144,9 @@ class Separation:
     Attributes:
         visual_weight: cosines ``[B, K, n_v]`` that condition the picture; V_k is their product with V'.
         audio_weight: the same of the sound, ``[B, K, n_a]``.
-        visual: g^v_k ``[B, K, D]``, mean of V_k.
+        visual: mean of V_k, ``[B, K, D]``.
         audio: g^a_k ``[B, K, D]``, mean of A_k.
-        query: P_av(g^a_k) ``[B, K, D]``, unit length: what the picture's tokens are compared with.
+        query: ghat^a_k ``[B, K, D]``, unit length: what the picture's tokens are compared with.
     """
 
     visual_weight: Tensor
@@ -209,13 +221,16 @@ class TVSLNetwork(nn.Module):
             image_tokens: float ``[B, n_v, D]``, as the tower gave them.
             audio_tokens: float ``[B, n_a, D]``.
         """
-        v, a = F.normalize(image_tokens.float(), dim=-1), audio_tokens.float()
+        v, a = image_tokens.float(), audio_tokens.float()
+        v = F.normalize(v, dim=-1) if self.design.normalise != "none" else v
         a = F.normalize(a, dim=-1) if self.design.normalise == "both" else a
         v, a = self.project("visual_proj", v), self.project("audio_proj", a)
         m_v, m_a = v.mean(1), a.mean(1)
         means = [m_v, m_a] if self.design.fusion == "double" else [m_a, m_v]
         fused = F.normalize(self.fusion_proj(torch.cat(means, dim=-1)).float(), dim=-1)
-        return Tokens(F.normalize(v, dim=-1), F.normalize(a, dim=-1), fused)
+        if self.design.renormalise:
+            v, a = F.normalize(v, dim=-1), F.normalize(a, dim=-1)
+        return Tokens(v, a, fused)
 
     def class_logits(self, fused: Tensor, bank: Tensor) -> Tensor:
         """How likely each class sounds, float32 ``[B, N]``, of f and the unit text bank ``[N, D]``."""
@@ -247,9 +262,11 @@ class TVSLNetwork(nn.Module):
         """Cosines ``[B, K, n]`` of tokens ``[B, n, D]`` with texts ``[B, K, D]``; ones where nothing is conditioned."""
         if not conditioned:
             return x.new_ones(*text.shape[:2], x.shape[1])
-        cosine = text @ x.mT
-        cosine = cosine.clamp(min=0) if self.design.mask == "positive" else cosine
+        cosine = self.masked(text @ F.normalize(x, dim=-1).mT)
         return F.normalize(cosine, dim=-1) if self.design.normalised_mask else cosine
+
+    def masked(self, cosine: Tensor) -> Tensor:
+        return cosine.clamp(min=0) if self.design.mask == "positive" else cosine
 
     def class_features(self, found: Separation) -> tuple[Tensor, Tensor]:
         """What L_cls compares with the bank: of picture and sound, unit length, ``[B, K, D]`` each."""
@@ -257,27 +274,30 @@ class TVSLNetwork(nn.Module):
         return F.normalize(visual, dim=-1), F.normalize(audio, dim=-1)
 
     def attend(self, tokens: Tokens, found: Separation) -> Tensor:
-        """Factors of V' that give V^_k, ``[B, K, n_v]``: cosines, times n_v attention weights where there is any."""
+        """Factors of V' that give Vhat_k, float32 ``[B, K, n_v]``."""
         if not (self.design.attention and self.design.correspondence):
             return found.visual_weight
-        with torch.autocast(found.audio.device.type, enabled=False):
-            similarity = found.visual_weight * (found.audio @ tokens.visual.mT) / math.sqrt(self.width)
-            return found.visual_weight * similarity.softmax(-1) * similarity.shape[-1]
+        with torch.autocast(found.query.device.type, enabled=False):
+            cosine = found.query @ F.normalize(tokens.visual, dim=-1).mT
+            # V_k is V' times a weight, which turns the cosine's sign with its own; where it is 0 there is no cosine.
+            return found.visual_weight * self.masked(found.visual_weight.sign() * cosine)
 
     def visual_query(self, tokens: Tokens, found: Separation) -> Tensor:
-        """What L_av compares with ``found.query``: P_va of the mean of V^_k, unit length, ``[B, K, D]``."""
-        with torch.autocast(found.audio.device.type, enabled=False):
+        """ghat^v_k, which L_av compares with ``found.query``: unit length, ``[B, K, D]``."""
+        with torch.autocast(found.query.device.type, enabled=False):
             mean = self.attend(tokens, found) @ tokens.visual / tokens.visual.shape[1]
         return F.normalize(self.project("img_aud_proj", mean), dim=-1)
 
     def similarity(self, tokens: Tokens, found: Separation) -> Tensor:
-        """How alike each picture token, conditioned on a class, is to that class's sound: float32 ``[B, K, n_v]``."""
-        v = self.attend(tokens, found)[..., None] * tokens.visual[:, None]
-        if self.design.correspondence:
-            v = self.project("img_aud_proj", v)
-        with torch.autocast(v.device.type, enabled=False):
-            v = F.normalize(v, dim=-1) if self.design.map == "cosine" else v
-            return torch.einsum("bknd,bkd->bkn", v, found.query)
+        """How alike each token of Vhat_k is to that class's sound: float32 ``[B, K, n_v]``."""
+        factor, cosine = self.attend(tokens, found), self.design.map == "cosine"
+        if self.design.projected_map and self.design.correspondence:
+            v = self.project("img_aud_proj", factor[..., None] * tokens.visual[:, None])
+            with torch.autocast(v.device.type, enabled=False):
+                return torch.einsum("bknd,bkd->bkn", F.normalize(v, dim=-1) if cosine else v, found.query)
+        with torch.autocast(factor.device.type, enabled=False):  # of a multiple of V', which need not be built
+            v = F.normalize(tokens.visual, dim=-1) if cosine else tokens.visual
+            return (factor.sign() if cosine else factor) * (found.query @ v.mT)
 
 
 # Projector and its mixing weight. P_v, P_a; P_vc, P_ac of the class loss; P_av, P_va of the correspondence.

@@ -24,9 +24,10 @@ def network(case: Case) -> tuple[TVSLNetwork, Scales]:
 
 
 def given(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Picture and sound tokens, unit bank, and classes ``[B, 2]``."""
+    """Picture and sound tokens, unit bank, and classes ``[B, K]``; the release has K = 2."""
     bank = torch.nn.functional.normalize(case.inputs["text_bank"], dim=-1)
-    classes = torch.stack([case.inputs["class1"], case.inputs["class2"]], 1)
+    names = [f"class{k}" for k in range(1, 10) if f"class{k}" in case.inputs]
+    classes = torch.stack([case.inputs[name] for name in names], 1)
     return case.inputs["image_tokens"].transpose(0, 1), case.inputs["audio_tokens"], bank, classes
 
 
@@ -45,8 +46,8 @@ def run(case: Case) -> dict[str, Tensor]:
     pairs = {"contrastive_audio": found.query, "contrastive_image": net.visual_query(tokens, found)}
     results = {name: x.transpose(0, 1).flatten(0, 1) for name, x in pairs.items()}  # class 1 of all, then class 2
     results |= {f"loss_{theirs}": losses[ours] for ours, theirs in TERMS.items()}
-    results |= {f"class{k + 1}_image_feature": visual[:, k] for k in range(2)}
-    results |= {f"class{k + 1}_audio_feature": heard[:, k] for k in range(2)}
+    results |= {f"class{k + 1}_image_feature": visual[:, k] for k in range(classes.shape[1])}
+    results |= {f"class{k + 1}_audio_feature": heard[:, k] for k in range(classes.shape[1])}
     results["fused_feature"] = tokens.fused
     for name, p in net.named_parameters():
         assert p.grad is not None, name
@@ -56,7 +57,7 @@ def run(case: Case) -> dict[str, Tensor]:
             f"grad_norm.{name}": p.grad.norm(),
             f"grad_sub.{name}": p.grad.flatten()[::stride][:64].clone(),
         }
-    if adam := case.config["adam"]:
+    if adam := case.config.get("adam"):
         optimizer = torch.optim.Adam(net.parameters(), lr=adam["lr"])
         rows = []
         for _ in range(adam["steps"]):
