@@ -1,7 +1,7 @@
 """Any video, or a still and a sound, to pictures and numbers: what ``avloc localize`` does.
 
 A video is read three times side by side (frames to analyse, frames to draw on, sound to copy), so that memory
-does not grow with its length; only its mono soundtrack is unpacked, into a temporary file beside the output.
+does not grow with its length; only its soundtrack is unpacked, into a temporary file beside the output.
 """
 
 from __future__ import annotations
@@ -13,23 +13,21 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fractions import Fraction
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
-from av.container import OutputContainer
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from rich.progress import Progress
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from avloc.data.media import MediaError, audio_16k, opened
+from avloc.data.media import Media, MediaError, MovieWriter, audio_16k, read_picture
+from avloc.data.media import probe as probe_media
 from avloc.data.transforms import draw_view, fit_audio, fit_image
 from avloc.methods.acl.inversion import Heard, heard_as
 from avloc.methods.base import Localizer
@@ -39,8 +37,6 @@ from avloc.types import AVBatch, InputSpec
 
 __all__ = ["localize_still", "localize_video"]
 
-TICKS = 90_000  # per second: MPEG's own clock, exact for every common frame rate
-AAC_RATES = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
 SHORTEST_SOUND = 0.1  # seconds
 LONGEST_SOUND = 3600.0  # seconds that are read of the sound to a still
 KEY_MOMENTS = 6
@@ -65,15 +61,13 @@ class Moment:
 
 @dataclass(frozen=True)
 class Clip:
-    """What is known of a video beforehand: upright size in pixels, seconds, start on its own clock."""
+    """What is known of a video beforehand: its file, upright size in square pixels, and seconds."""
 
     path: Path
+    media: Media
     width: int
     height: int
     duration: float
-    origin: float
-    rate: Fraction
-    pixel_aspect: Fraction | None
 
 
 def localize_video(
@@ -130,15 +124,13 @@ def localize_video(
         moments = recorded(moments, times, clip, threshold)
         with Progress(disable=not progress) as bar:
             task = bar.add_task(f"localize {clip.path.name}", total=clip.duration)
-            with av.open(str(Path(folder) / "overlay.mp4"), "w", format="mp4") as target:
-                writer = OverlayWriter(target, clip)
+            with OverlayWriter(Path(folder) / "overlay.mp4", clip) as writer:
                 for time, picture, heat, moment in with_heat(clip, moments):
                     drawn = overlay(picture.transpose(2, 0, 1), heat, alpha=alpha)
                     writer.write(time, drawn)
                     if moment is not None:
                         keep_key_moment(key_pictures, moment, drawn, clip.duration)
                     bar.update(task, completed=min(time, clip.duration))
-                writer.close()
             bar.update(task, completed=clip.duration)
         result = {
             "source": clip.path.name,
@@ -214,70 +206,30 @@ def probe(path: Path) -> Clip:
     Raises:
         MediaError: the file is missing, unreadable, or lacks pictures or sound.
     """
-    with opened(path) as container:
-        if not container.streams.video:
-            raise MediaError(f"{path} holds no pictures. Use --image PICTURE --audio {path.name}.")
-        if not container.streams.audio:
-            raise MediaError(
-                f"{path} has no sound, and localisation needs one. Add a sound track, or use "
-                "--image PICTURE --audio SOUND."
-            )
-        stream = container.streams.video[0]
-        frame = next(container.decode(stream), None)
-        if frame is None or frame.time is None:
-            raise MediaError(f"{path} holds no picture that can be decoded. Convert it with FFmpeg.")
-        origin = frame.time
-        if container.start_time is not None:
-            origin = min(origin, container.start_time / av.time_base)
-        if container.duration:
-            duration = container.duration / av.time_base
-        else:
-            ends = (float(p.pts * p.time_base) for p in container.demux(stream) if p.pts is not None)
-            duration = max(ends, default=origin) - origin
-        height, width = upright(frame).shape[:2]
-        aspect = stream.sample_aspect_ratio
-        if aspect and frame.rotation % 180:
-            aspect = 1 / aspect
-        rate = Fraction(stream.average_rate or 25).limit_denominator(1001)
-        return Clip(path, width, height, duration, origin, rate, aspect)
-
-
-def frames(clip: Clip) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Seconds since the clip's start, and the frame, in the order in which they are shown."""
-    with opened(clip.path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        for frame in container.decode(stream):
-            if frame.time is not None:
-                yield frame.time - clip.origin, frame
-
-
-def upright(frame: av.VideoFrame) -> Pixels:
-    """The frame as it is meant to be seen, uint8 ``[H, W, 3]``."""
-    picture = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-    return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))
+    media = probe_media(path)
+    if media.video is None:
+        what = "moving pictures, only a cover" if media.cover else "pictures"
+        raise MediaError(f"{path} holds no {what}; use --image PICTURE --audio {path.name}.")
+    if media.audio is None:
+        raise MediaError(
+            f"{path} has no sound, and localisation needs one. Add a sound track, or use --image PICTURE --audio SOUND."
+        )
+    first = next(media.frames(), None)
+    if first is None:
+        raise MediaError(f"{path} holds no picture that can be decoded. Convert it with FFmpeg.")
+    height, width = media.pixels(first[1]).shape[:2]
+    return Clip(path, media, width, height, media.seconds or media.measured().seconds)
 
 
 def soundtrack(clip: Clip, rate: int, file: Path) -> NDArray[np.float32]:
-    """The whole sound in mono at ``rate``, float32 ``[N]`` in [-1, 1], mapped from ``file``.
+    """The whole sound in mono at ``rate``, float32 ``[N]`` in [-1, 1], mapped from ``file``; silence from its end to
+    that of the pictures.
 
     Raises:
         MediaError: less than 0.1 s of sound.
     """
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
-    with opened(clip.path) as container, file.open("wb") as target:
-        written = None
-        for frame in chain(container.decode(container.streams.audio[0]), [None]):
-            if written is None and frame is not None:
-                written = max(0, round(((frame.time or 0) - clip.origin) * rate))
-                target.write(bytes(4 * written))
-            for part in resampler.resample(frame):
-                samples = part.to_ndarray()[0]
-                target.write(samples.astype(np.float32, copy=False).clip(-1, 1).tobytes())
-    if file.stat().st_size == 0:
-        raise MediaError(f"{clip.path} has a sound stream without sound. Add a sound track.")
-    sound: NDArray[np.float32] = np.memmap(file, np.float32, "r")
-    refuse_short(sound, rate, clip.path)
+    sound, ends = clip.media.soundtrack(rate, file, least=clip.duration)
+    refuse_short(sound[: round(ends * rate)], rate, clip.path)
     return sound
 
 
@@ -297,13 +249,14 @@ def refuse_short(sound: NDArray[np.float32], rate: int, path: Path) -> None:
 
 
 def read_image(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise MediaError(f"{path} does not exist.")
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError as e:
-        raise MediaError(f"{path} does not exist.") from e
-    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
-        raise MediaError(f"{path} cannot be read as a picture: {e}. Save it as PNG or JPEG again.") from e
+        return read_picture(path)
+    except MediaError as e:
+        if e.__cause__ is None:
+            raise
+        raise MediaError(f"{path} cannot be read as a picture: {e.__cause__}. Save it as PNG or JPEG again.") from e
 
 
 # Asking the model
@@ -323,10 +276,10 @@ def analysed(
 
     def chosen() -> Iterator[tuple[float, Pixels, NDArray[np.float32]]]:
         due = -math.inf
-        for time, frame in frames(clip):
+        for time, frame in clip.media.frames():
             if time >= due:
                 due = (math.floor(time * fps + 1e-6) + 1) / fps - 1e-6
-                yield time, upright(frame), heard(sound, time, seconds, spec.sample_rate)
+                yield time, clip.media.pixels(frame), heard(sound, time, seconds, spec.sample_rate)
 
     samples = chosen()
     while group := list(islice(samples, batch_size)):
@@ -381,7 +334,7 @@ def with_heat(clip: Clip, moments: Iterator[Moment]) -> Iterator[tuple[float, Pi
     """Every frame with its heat map ``[h, w]``, and with the moment that was analysed at it, if one was."""
     before, after = next(moments), next(moments, None)
     fresh: Moment | None = before
-    for time, frame in frames(clip):
+    for time, frame in clip.media.frames():
         while after is not None and after.time <= time:
             before, after = after, next(moments, None)
             fresh = before
@@ -389,7 +342,7 @@ def with_heat(clip: Clip, moments: Iterator[Moment]) -> Iterator[tuple[float, Pi
         if after is not None:
             share = (time - before.time) / (after.time - before.time)
             heat = torch.lerp(heat, after.heat, min(max(share, 0.0), 1.0))
-        yield time, upright(frame), heat, fresh
+        yield time, clip.media.pixels(frame), heat, fresh
         fresh = None
 
 
@@ -453,47 +406,25 @@ def scaled(place: Sequence[float], width: int, height: int) -> list[int]:
     return [round(float(v) * (height if i % 2 else width)) for i, v in enumerate(place)]
 
 
-class OverlayWriter:
-    """H.264 pictures at their own times, with the clip's sound as AAC, written side by side."""
+class OverlayWriter(MovieWriter):
+    """Drawn pictures at their own times with the clip's sound, written side by side."""
 
-    def __init__(self, target: OutputContainer, clip: Clip) -> None:
-        self.target, self.clip = target, clip
-        self.video = target.add_stream("libx264", rate=clip.rate, options={"crf": "20", "preset": "veryfast"})
-        self.video.width, self.video.height = clip.width + clip.width % 2, clip.height + clip.height % 2
-        self.video.pix_fmt = "yuv420p"
-        self.video.codec_context.time_base = Fraction(1, TICKS)
-        if clip.pixel_aspect:
-            self.video.codec_context.sample_aspect_ratio = clip.pixel_aspect
-        self.sound = self._sound()
-        self.waiting = next(self.sound)
-        rate, channels = self.waiting.sample_rate, self.waiting.layout.nb_channels
-        self.audio = target.add_stream("aac", rate=rate if rate in AAC_RATES else 48_000)
-        self.audio.layout = "mono" if channels == 1 else "stereo"
+    def __init__(self, file: Path, clip: Clip) -> None:
+        media = clip.media
+        super().__init__(file, clip.width, clip.height, media.fps, media.sample_rate, media.channels)
+        self.rest = media.blocks()
 
     def write(self, time: float, picture: Pixels) -> None:
         """One frame ``[H, W, 3]``, after all sound that comes before it."""
-        while self.waiting is not None and self.waiting.time <= time:
-            self.target.mux(self.audio.encode(self.waiting))
-            self.waiting = next(self.sound, None)
-        odd = ((0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0))  # H.264 wants even sides
-        frame = av.VideoFrame.from_ndarray(np.pad(picture, odd, mode="edge"), format="rgb24")
-        frame.pts, frame.time_base = round(time * TICKS), Fraction(1, TICKS)
-        self.target.mux(self.video.encode(frame))
+        while self.heard <= time and (block := next(self.rest, None)):
+            self.sound(block[0])
+        self.picture(time, picture)
 
     def close(self) -> None:
         """The rest of the sound, and what the encoders hold back."""
-        while self.waiting is not None:
-            self.target.mux(self.audio.encode(self.waiting))
-            self.waiting = next(self.sound, None)
-        self.target.mux(self.audio.encode(None))
-        self.target.mux(self.video.encode(None))
-
-    def _sound(self) -> Iterator[Any]:
-        with opened(self.clip.path) as container:
-            for frame in container.decode(container.streams.audio[0]):
-                start = round(((frame.time or 0) - self.clip.origin) * frame.sample_rate)
-                frame.pts, frame.time_base = max(0, start), Fraction(1, frame.sample_rate)
-                yield frame
+        for samples, _ in self.rest:
+            self.sound(samples)
+        super().close()
 
 
 def keep_key_moment(kept: dict[int, tuple[float, Pixels]], moment: Moment, drawn: Pixels, duration: float) -> None:

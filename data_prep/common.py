@@ -25,7 +25,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import soundfile
 import soxr
@@ -34,7 +33,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from avloc.data.media import MediaError, opened
+from avloc.data.media import MediaError, probe
 from avloc.data.schema import Audio, Frame, Sample, sample_key
 from avloc.data.shards import Job, ShardError, Skipped, make, write_json, write_shards
 
@@ -364,18 +363,11 @@ def sound(
 
 def decode(path: Path) -> tuple[NDArray[np.float32], int]:
     """All samples of a file that FFmpeg reads, ``[n, channels]``, and their rate. Raises `MediaError`."""
-    pieces: list[NDArray[Any]] = []
-    with opened(path) as container:
-        if not container.streams.audio:
-            raise MediaError(f"{path} has no sound (no audio stream). Leave it out, or give another file.")
-        stream = container.streams.audio[0]
-        planar = av.AudioResampler(format="fltp")
-        for frame in container.decode(stream):
-            pieces += [p.to_ndarray().T for p in planar.resample(frame)]
-        own = stream.codec_context.sample_rate
+    media = probe(path)
+    pieces = [wave for wave, _ in media.blocks()]
     if not pieces:
         raise MediaError(f"{path} has no sound (no samples). Download it again, or leave it out.")
-    return np.concatenate(pieces).astype(np.float32), own
+    return np.concatenate(pieces, 1).T, media.sample_rate
 
 
 def flac(wave: NDArray[Any], rate: int = RATE) -> bytes:

@@ -6,10 +6,10 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 
+from avloc.data.media import MovieWriter
 from avloc.world.scenes import NAMES, Scenes, render, sample_scenes
 from avloc.world.sounds import RATE, sound
 
@@ -63,17 +63,7 @@ def write_video(path: Path, scene: Scenes, wave: np.ndarray, fps: int = 12, size
         f: getattr(scene, f).repeat(count, *[1] * (getattr(scene, f).ndim - 1)) for f in scene.__dataclass_fields__
     }
     frames, _ = render(replace(scene, **(fields | {"pose": pose})), size)
-    with av.open(str(path), "w") as out:
-        video = out.add_stream("libx264", rate=fps)
-        video.width = video.height = size
-        video.pix_fmt = "yuv420p"
-        video.options = {"crf": "18", "preset": "veryfast"}
-        audio = out.add_stream("aac", rate=RATE)
-        audio.layout = "mono"
-        for picture in frames.permute(0, 2, 3, 1).contiguous().numpy():
-            out.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        out.mux(video.encode())
-        samples = av.AudioFrame.from_ndarray(wave[None].astype(np.float32), format="fltp", layout="mono")
-        samples.sample_rate = RATE
-        out.mux(audio.encode(samples))
-        out.mux(audio.encode())
+    with MovieWriter(path, size, size, fps, RATE, 1, {"crf": "18", "preset": "veryfast"}) as movie:
+        for i, picture in enumerate(frames.permute(0, 2, 3, 1).contiguous().numpy()):
+            movie.picture(i / fps, picture)
+        movie.sound(wave[None].astype(np.float32))

@@ -1,0 +1,47 @@
+"""The one place that opens containers, pictures and sounds, through PyAV (its own FFmpeg: no system package is needed).
+
+`probe` says what a file holds; its `Media` gives pictures (`Media.at`, `Media.frames`) and sound (`Media.hear`,
+`Media.blocks`, `Media.soundtrack`) on one clock. `read_clip` is what data preparation takes of a video, `read_picture`
+a loose picture, `Library` the files of a folder by their ids, `MovieWriter` writes.
+"""
+
+from avloc.data.media.clips import Clip, audio_16k, centre_frame, duration, frames_at, read_clip
+from avloc.data.media.files import PICTURES, SOUNDS, VIDEOS, MediaError, Member, Source, opened, signature
+from avloc.data.media.movies import MovieWriter
+from avloc.data.media.pictures import Pixels, decode_picture, eight_bits, pixels, read_picture, refuse_large
+from avloc.data.media.reading import Damage, Heard, Media, Shown, probe
+from avloc.data.media.sounds import FAULTS, Floats, faults, is_antiphase, mono
+
+__all__ = [
+    "FAULTS",
+    "PICTURES",
+    "SOUNDS",
+    "VIDEOS",
+    "Clip",
+    "Damage",
+    "Floats",
+    "Heard",
+    "Media",
+    "MediaError",
+    "Member",
+    "MovieWriter",
+    "Pixels",
+    "Shown",
+    "Source",
+    "audio_16k",
+    "centre_frame",
+    "decode_picture",
+    "duration",
+    "eight_bits",
+    "faults",
+    "frames_at",
+    "is_antiphase",
+    "mono",
+    "opened",
+    "pixels",
+    "probe",
+    "read_clip",
+    "read_picture",
+    "refuse_large",
+    "signature",
+]
