@@ -100,6 +100,12 @@ LABEL_SPACES: dict[str, tuple[str, ...]] = {
         "violin", "phone", "organ", "kettle",
     ),
 }  # fmt: skip
+LABEL_SPACES["world_factors27"] = tuple(
+    f"{hue} {pattern} {outline}"
+    for hue in ("red", "green", "blue")
+    for pattern in ("plain", "striped", "dotted")
+    for outline in ("disc", "square", "star")
+)
 # Half of VGG-SS's classes without an instrument that is played: for transfer to sets of instruments.
 LABEL_SPACES["vggss110_transfer"] = tuple(n for n in LABEL_SPACES["vggss221"] if not n.startswith("playing "))[:110]
 

@@ -119,6 +119,17 @@ ALL = [
     Benchmark("world:val_negative", ("negative/pia",), note="no object sounds; lower is better"),
     Benchmark("world:extended", EXTENDED, note="half of the sounds come from nothing in the picture"),
     Benchmark("world:robust", ("robust/avsbench", "robust/global-inferred")),
+    Benchmark("world:sizes", WORLD, note="objects of several sizes"),
+    *(Benchmark(f"world:sizes/{size}", WORLD, note=f"a {size} object sounds") for size in ("small", "usual", "large")),
+    *(
+        Benchmark(
+            name, ("vggss/acl", "interactive/acl", *WORLD[1:]), note="two classes share the sound, the scene tells"
+        )
+        for name in ("world:context", "world:val_context")
+    ),
+    Benchmark("world:val_factors", ("avs/dataset", "vggss/fixed")),
+    Benchmark("world:factors_heard", ("avs/dataset", "vggss/fixed")),
+    Benchmark("world:factors_unheard", ("avs/dataset", "vggss/fixed"), note="new combinations of known factors"),
     Benchmark("world:semantic", ("avss17/official", "avss17/seen", "avss17/dataset", "avs/dataset")),
 ]
 

@@ -22,6 +22,17 @@ trio, quartet      three and four pictures side by side, an object sounds in eac
 pairs              every picture twice, each time with the sound of another of its objects
 crowd              four or five smaller objects, two of them sound: two sounds, two masks
 val_crowd          the same, for choosing a model
+sizes              as single, objects of different sizes; tagged ``small``, ``usual`` or ``large`` by what sounds
+context            two classes share a sound, both are seen, and the ground tells which one sounds: the same objects
+                   and the same sound once in a ``warm`` scene, once in a ``cold`` one
+val_context        the same, for choosing a model
+train_context      two or three objects in a warm or a cold scene; what sounds is one that does so there
+train_factors      classes made of factors that looks and sounds share, the heard ones alone, with masks
+val_factors        the same, for choosing a model
+factors_heard      the same, for testing
+factors_unheard    the classes that none of these three shows
+train_factors_1shot, train_factors_3shot, train_factors_5shot
+                   1, 3 and 5 samples of each class of ``factors_unheard``, with masks; the more hold the fewer
 =================  ====================================================================================
 """
 
@@ -43,7 +54,20 @@ from torch import Tensor
 
 from avloc.data.schema import Audio, Frame, Negative, Provenance, Record, Sample, Target
 from avloc.data.shards import write_shards
-from avloc.world.scenes import HEARD, NAMES, UNHEARD, Scenes, render, sample_scenes
+from avloc.world.kinds import FACTORS, OBJECTS, PAIRS, TWINS, Kinds, at_home
+from avloc.world.scenes import (
+    HEARD,
+    NAMES,
+    STYLES,
+    UNHEARD,
+    Scenes,
+    arranged,
+    band_of,
+    render,
+    sample_scenes,
+    sample_sizes,
+    styled,
+)
 from avloc.world.sounds import RATE, noise, sound
 
 __all__ = ["SPLITS", "Split", "ensure", "samples", "write_world"]
@@ -60,7 +84,7 @@ MISMATCHES = ("mismatch", "silence", "noise")  # of the extended benchmarks
 @dataclass(frozen=True)
 class Split:
     """Number of scenes of a split, its own seed, the classes in its pictures, the least and most objects of one, their
-    size as a share of the usual one, and pictures side by side."""
+    size as a share of the usual one, pictures side by side, and how classes look and sound."""
 
     scenes: int
     seed: int
@@ -68,6 +92,7 @@ class Split:
     objects: tuple[int, int] = (2, 3)
     scale: float = 1.0
     pictures: int = 1
+    kinds: Kinds = OBJECTS
 
 
 SPLITS = {
@@ -92,7 +117,20 @@ SPLITS = {
     "val_duet": Split(150, 29, pictures=2),
     "trio": Split(150, 30, pictures=3),
     "quartet": Split(150, 31, pictures=4),
+    "sizes": Split(300, 32),
+    "context": Split(150, 33, kinds=TWINS),
+    "val_context": Split(75, 34, kinds=TWINS),
+    "train_context": Split(2400, 35, kinds=TWINS),
+    "train_factors": Split(2000, 36, FACTORS.heard, kinds=FACTORS),
+    "val_factors": Split(150, 37, FACTORS.heard, kinds=FACTORS),
+    "factors_heard": Split(200, 38, FACTORS.heard, kinds=FACTORS),
+    "factors_unheard": Split(200, 39, FACTORS.unheard, kinds=FACTORS),
+    # One seed, and so one list of which each split is the beginning.
+    "train_factors_1shot": Split(9, 40, FACTORS.unheard, kinds=FACTORS),
+    "train_factors_3shot": Split(27, 40, FACTORS.unheard, kinds=FACTORS),
+    "train_factors_5shot": Split(45, 40, FACTORS.unheard, kinds=FACTORS),
 }
+FEW_SHOT = 45  # samples of that list: five of each class
 
 
 def ensure(root: Path, *splits: str) -> None:
@@ -140,15 +178,53 @@ def samples(split: str, scenes: int | None = None, seed: int = 0) -> Iterator[Sa
     total = spec.scenes if scenes is None else scenes
     for start in range(0, total, 250):
         count = min(250, total - start)
-        drawn = sample_scenes(rng, count * spec.pictures, spec.objects, spec.classes)
-        drawn.pose[..., 2] *= spec.scale
-        image, mask = render(drawn, SIZE)
+        if split in ("context", "val_context"):
+            yield from context_samples(rng, split, start, count)
+            continue
+        drawn = draw(rng, split, count * spec.pictures)
+        image, mask = render(drawn, SIZE, spec.kinds.looks)
         for i in range(count):
             if spec.pictures > 1:
                 row = [(present(drawn, k), image[k], mask[k]) for k in range(i, spec.pictures * count, count)]
                 yield duet_sample(rng, split, f"scene{start + i:05d}", row)
             else:
                 yield from scene_samples(rng, split, start + i, drawn, i, image[i], mask[i])
+
+
+def draw(rng: np.random.Generator, split: str, count: int) -> Scenes:
+    spec = SPLITS[split]
+    if split == "sizes":
+        return sample_sizes(rng, count)
+    if split == "train_context":
+        styles = [str(style) for style in rng.choice(list(STYLES), count)]
+        first = [int(rng.choice([c for c in spec.classes if at_home(c, style)])) for style in styles]
+        label = [[c, *rng.permutation([o for o in spec.classes if o != c])[:2]] for c in first]
+        return styled(rng, arranged(rng, np.array(label), spec.objects[0]), styles)
+    if split.endswith("shot"):
+        first = list(spec.classes) * (FEW_SHOT // len(spec.classes))
+        label = [[c, *rng.permutation([o for o in spec.classes if o != c])[:2]] for c in first]
+        return arranged(rng, np.array(label), spec.objects[0], spec.kinds.looks)
+    scenes = sample_scenes(rng, count, spec.objects, spec.classes, spec.kinds.looks)
+    scenes.pose[..., 2] *= spec.scale
+    return scenes
+
+
+def context_samples(rng: np.random.Generator, split: str, start: int, count: int) -> Iterator[Sample]:
+    """The same objects and the same sound in a warm and in a cold scene: another of the two sounds in each."""
+    twins = rng.permuted(np.array(PAIRS)[rng.integers(len(PAIRS), size=count)], axis=1)
+    label = [[a, b, rng.choice([c for c in range(len(NAMES)) if c not in (a, b)])] for a, b in twins]
+    scenes = arranged(rng, np.array(label), 2)
+    seeds = rng.integers(2**32, size=count)
+    rendered = {style: render(styled(rng, scenes, [style] * count), SIZE) for style in STYLES}
+    for i in range(count):
+        labels, picture = present(scenes, i), f"scene{start + i:05d}"
+        for style, (image, mask) in rendered.items():
+            k = next(k for k in (0, 1) if at_home(labels[k], style))
+            same = np.random.default_rng(seeds[i])  # the two share their sound, and so it is drawn alike
+            sample = world_sample(same, split, f"{picture}_{style}", labels, [k], image[i], mask[i])
+            sample.record.group, sample.record.group_size = picture, len(STYLES)
+            sample.record.tags.append(style)
+            yield sample
 
 
 def scene_samples(
@@ -172,6 +248,11 @@ def scene_samples(
             sample = world_sample(rng, split, f"{picture}_{k}", labels, [k], image, mask)
             sample.record.group, sample.record.group_size = picture, 2
             yield sample
+    elif split == "sizes":
+        k = int(rng.integers(len(labels)))
+        sample = world_sample(rng, split, picture, labels, [k], image, mask)
+        sample.record.tags.append(band_of(float(scenes.pose[i, k, 2])))
+        yield sample
     else:
         yield world_sample(rng, split, picture, labels, [0], image, mask)
 
@@ -187,24 +268,25 @@ def world_sample(
 ) -> Sample:
     """A picture in which the objects ``sounding`` sound, with their masks where the split has ground truth."""
     training = split.startswith("train")
-    masked = not training or split.startswith("train_masks")
+    masked = not training or split.startswith(("train_masks", "train_factors"))
+    kinds = SPLITS[split].kinds
     members = {"f0.jpg" if training else "f0.png": encode_image(image, training)}
     audios, targets = [], []
     for t, k in enumerate(sounding):
-        members[f"a{t}.flac"] = encode_audio(sound(rng, labels[k], SECONDS))
+        members[f"a{t}.flac"] = encode_audio(kinds.sound(rng, labels[k], SECONDS))
         audios.append(Audio(f"a{t}.flac", "source", src_id=id, duration=SECONDS))
-        target = Target(labels[k], NAMES[labels[k]], "world16", audio=t)
+        target = Target(labels[k], kinds.name(labels[k]), kinds.space, audio=t)
         if masked:
             target.masks = [f"m.f0.t{t}.png"]
             target.boxes = [box(mask[k])]
             members[target.masks[0]] = encode_mask(mask[k])
         targets.append(target)
-    heard = "heard" if labels[sounding[0]] in HEARD else "unheard"
+    heard = "heard" if labels[sounding[0]] in kinds.heard else "unheard"
     record = base_record(split, id, labels, next(iter(members)), annotated=masked)
     record.tags, record.audios, record.targets = [heard], audios, targets
     record.map_rule = "mask" if masked else "none"
-    record.text["audio"] = "the sound of " + " and ".join(f"a {NAMES[labels[k]]}" for k in sounding)
-    record.text |= phrases(id, labels, labels[sounding[0]])
+    record.text["audio"] = "the sound of " + " and ".join(f"a {kinds.name(labels[k])}" for k in sounding)
+    record.text |= phrases(id, labels, labels[sounding[0]], kinds)
     return Sample(record, members)
 
 
@@ -282,14 +364,15 @@ def duet_sample(
     return Sample(record, members)
 
 
-def phrases(id: str, labels: list[int], sounding: int) -> dict[str, str]:
+def phrases(id: str, labels: list[int], sounding: int, kinds: Kinds = OBJECTS) -> dict[str, str]:
     """What a language model would answer to the two captions, and to one of them alone.
 
     The sound's caption names the class itself. The picture's does not tell which of its objects sounds, so one is
     picked by the scene's name: right once in as many times as there are objects.
     """
     picked = labels[zlib.crc32(id.encode()) % len(labels)]
-    return {"llm": NAMES[sounding], "llm_audio": NAMES[sounding], "llm_image": NAMES[picked]}
+    heard = kinds.name(sounding)
+    return {"llm": heard, "llm_audio": heard, "llm_image": kinds.name(picked)}
 
 
 def present(scenes: Scenes, i: int) -> list[int]:
@@ -306,12 +389,13 @@ def hissing(rng: np.random.Generator) -> np.ndarray:
 
 
 def base_record(split: str, id: str, labels: list[int], picture: str, annotated: bool) -> Record:
+    kinds = SPLITS[split].kinds
     return Record(
         dataset="world",
         id=f"{split}_{id}",
         split=split,
         frames=[Frame(picture, SIZE, SIZE, SIZE, SIZE, annotated=annotated)],
-        text={"image": "a picture of " + " and ".join(f"a {NAMES[c]}" for c in labels)},
+        text={"image": "a picture of " + " and ".join(f"a {kinds.name(c)}" for c in labels)},
         provenance=Provenance(repository="avloc.world", commit=str(VERSION), licence="Apache-2.0"),
     )
 

@@ -7,14 +7,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["CLASSES", "HEARD", "NAMES", "UNHEARD", "Look", "Scenes", "render", "sample_scenes"]
+__all__ = [
+    "BANDS",
+    "CLASSES",
+    "HEARD",
+    "NAMES",
+    "STYLES",
+    "UNHEARD",
+    "Look",
+    "Scenes",
+    "arranged",
+    "band_of",
+    "render",
+    "sample_scenes",
+    "sample_sizes",
+    "styled",
+]
 
 Outline = Callable[[Tensor, Tensor], Tensor]  # signed distance-like, negative inside, of local coordinates
 
@@ -51,6 +67,13 @@ NAMES = tuple(look.name for look in CLASSES)
 HEARD = tuple(range(12))
 UNHEARD = tuple(range(12, len(CLASSES)))
 
+BANDS = {"small": (0.10, 0.14), "usual": (0.19, 0.27), "large": (0.36, 0.46)}  # radius as a share of the side
+# Least and most red, green and blue of a ground, within what the towers have seen grounds to be.
+STYLES = {
+    "warm": ((0.45, 0.70), (0.25, 0.50), (0.10, 0.25)),
+    "cold": ((0.10, 0.25), (0.25, 0.50), (0.45, 0.70)),
+}
+
 
 @dataclass
 class Scenes:
@@ -82,6 +105,7 @@ def sample_scenes(
     count: int,
     objects: tuple[int, int] = (2, 3),
     classes: tuple[int, ...] | None = None,
+    looks: tuple[Look, ...] = CLASSES,
 ) -> Scenes:
     """Scenes with objects of different classes that hardly overlap.
 
@@ -90,14 +114,73 @@ def sample_scenes(
         count: number N of scenes.
         objects: least and most objects of a scene.
         classes: classes to draw from; all by default.
+        looks: how each class looks.
     """
-    pool = np.array(classes if classes is not None else range(len(CLASSES)))
-    K = objects[1]
-    label = rng.permuted(np.tile(pool, (count, 1)), axis=1)[:, :K]
-    number = np.where(rng.random(count) < 0.7, objects[0], rng.integers(objects[0], K + 1, count))
-    present = np.arange(K) < number[:, None]
-    radius = rng.uniform(0.19, 0.27, (count, K))
-    # Best of many random layouts: the one whose closest pair is farthest apart.
+    pool = np.array(classes if classes is not None else range(len(looks)))
+    return arranged(rng, rng.permuted(np.tile(pool, (count, 1)), axis=1)[:, : objects[1]], objects[0], looks)
+
+
+def arranged(
+    rng: np.random.Generator, label: NDArray[np.int64], least: int, looks: tuple[Look, ...] = CLASSES
+) -> Scenes:
+    """Scenes of objects of given classes and the usual size.
+
+    Args:
+        rng: source of all randomness.
+        label: class of each object ``[N, K]``.
+        least: objects of a scene that are there for certain; the last ones may not be.
+        looks: how each class looks.
+    """
+    present = number_present(rng, len(label), (least, label.shape[1]))
+    return laid_out(rng, label, present, rng.uniform(*BANDS["usual"], label.shape), looks)
+
+
+def sample_sizes(rng: np.random.Generator, count: int) -> Scenes:
+    """Scenes of two or three objects of different classes and of different `BANDS`, so that at most one is large.
+
+    Smaller objects lie in front of larger ones, so that none is hidden: the place in the order tells the size.
+
+    Args:
+        rng: source of all randomness.
+        count: number N of scenes.
+    """
+    label = rng.permuted(np.tile(np.arange(len(CLASSES)), (count, 1)), axis=1)[:, :3]
+    present = number_present(rng, count, (2, 3))
+    band = rng.permuted(np.tile(np.arange(3), (count, 1)), axis=1)
+    low, high = np.array(list(BANDS.values())).T
+    radius = rng.uniform(low[band], high[band])
+    order = np.where(present, -radius, np.inf).argsort(1)
+    return laid_out(rng, label, present, np.take_along_axis(radius, order, 1), CLASSES)
+
+
+def band_of(radius: float) -> str:
+    """Which of `BANDS` holds a radius (share of the side), to its last float32 digit."""
+    return next(name for name, (low, high) in BANDS.items() if low - 1e-6 <= radius <= high + 1e-6)
+
+
+def styled(rng: np.random.Generator, scenes: Scenes, styles: list[str]) -> Scenes:
+    """The scenes with both colours of each ground drawn anew from its style (a key of `STYLES`)."""
+    low, high = np.array([STYLES[style] for style in styles]).transpose(2, 0, 1)
+    colours = rng.uniform(np.tile(low, 2), np.tile(high, 2)).astype(np.float32)
+    return replace(scenes, ground=torch.cat([torch.from_numpy(colours), scenes.ground[:, 6:]], 1))
+
+
+def number_present(rng: np.random.Generator, count: int, objects: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which of the K objects are there: the least number in seven scenes of ten, any number in the others."""
+    least, most = objects
+    number = np.where(rng.random(count) < 0.7, least, rng.integers(least, most + 1, count))
+    return np.arange(most) < number[:, None]
+
+
+def laid_out(
+    rng: np.random.Generator,
+    label: NDArray[np.int64],
+    present: NDArray[np.bool_],
+    radius: NDArray[np.float64],
+    looks: tuple[Look, ...],
+) -> Scenes:
+    """Place and paint objects ``[N, K]``: the best of many random layouts, whose closest pair is farthest apart."""
+    count, K = label.shape
     tries = rng.uniform(0.0, 1.0, (24, count, K, 2)) * (1 - 1.7 * radius[..., None]) + 0.85 * radius[..., None]
     i, j = np.triu_indices(K, 1)
     gap = np.linalg.norm(tries[:, :, i] - tries[:, :, j], axis=-1) - radius[:, i] - radius[:, j]
@@ -105,7 +188,7 @@ def sample_scenes(
     best = np.clip(gap, None, 0.12).argmax(0)
     centre = tries[best, np.arange(count)]
     angle = rng.uniform(-0.5, 0.5, (count, K))
-    hue = np.array([c.hue for c in CLASSES])[label] + rng.uniform(-0.045, 0.045, (count, K))
+    hue = np.array([look.hue for look in looks])[label] + rng.uniform(-0.045, 0.045, (count, K))
     paint = np.stack(
         [hue % 1, rng.uniform(0.6, 1, (count, K)), rng.uniform(0.55, 1, (count, K)), rng.random((count, K))],
         -1,
@@ -118,12 +201,13 @@ def sample_scenes(
     return Scenes(torch.from_numpy(label.copy()), torch.from_numpy(present), *as_float)
 
 
-def render(scenes: Scenes, size: int) -> tuple[Tensor, Tensor]:
+def render(scenes: Scenes, size: int, looks: tuple[Look, ...] = CLASSES) -> tuple[Tensor, Tensor]:
     """Pictures and visible masks.
 
     Args:
         scenes: N scenes of K objects.
         size: side in pixels.
+        looks: how each class looks.
 
     Returns:
         image: uint8 ``[N, 3, size, size]``, RGB.
@@ -139,7 +223,7 @@ def render(scenes: Scenes, size: int) -> tuple[Tensor, Tensor]:
         u, v = (x - cx) / r, (y - cy) / r
         u, v = u * angle.cos() + v * angle.sin(), v * angle.cos() - u * angle.sin()
         distance, texture = torch.full((N, size, size), 9.0), torch.ones(N, size, size)
-        for c, look in enumerate(CLASSES):
+        for c, look in enumerate(looks):
             rows = (scenes.label[:, k] == c) & scenes.present[:, k]
             if rows.any():
                 distance[rows] = OUTLINES[look.outline](u[rows], v[rows])

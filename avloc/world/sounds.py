@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from avloc.world.scenes import NAMES
 
-__all__ = ["RATE", "noise", "sound"]
+__all__ = ["RATE", "noise", "recorded", "sound"]
 
 RATE = 16000  # Hz
 
@@ -35,11 +35,15 @@ def sound(
         float32 ``[seconds * RATE]`` in [-1, 1].
     """
     t = np.arange(round(seconds * RATE)) / RATE
-    x = SOUNDS[NAMES[label]](rng, t)
-    onset = rng.integers(0, max(1, len(t) // 6))
-    x = np.concatenate([np.zeros(onset), x])[: len(t)]
+    return recorded(rng, SOUNDS[NAMES[label]](rng, t), noise_db)
+
+
+def recorded(rng: Generator, x: Wave, noise_db: tuple[float, float] = (-45.0, -25.0)) -> NDArray[np.float32]:
+    """A wave ``[T]`` that begins up to a sixth later, in some noise, at some level: float32 in [-1, 1]."""
+    onset = rng.integers(0, max(1, len(x) // 6))
+    x = np.concatenate([np.zeros(onset), x])[: len(x)]
     x = x / (np.sqrt(np.mean(x**2)) + 1e-9)
-    x = x + noise(rng, len(t), 0.0) * 10 ** (rng.uniform(*noise_db) / 20)
+    x = x + noise(rng, len(x), 0.0) * 10 ** (rng.uniform(*noise_db) / 20)
     peak = np.abs(x).max()
     return (x / peak * rng.uniform(0.25, 0.95)).astype(np.float32)
 

@@ -16,7 +16,7 @@ needs_annotations = pytest.mark.skipif(not ANNOTATIONS.exists(), reason="the ann
 
 def test_every_space_has_its_number_of_different_names() -> None:
     sizes = {"avs_s4_23": 23, "avss71": 71, "instruments37": 37, "music11": 11, "coco_vpo22": 22, "world16": 16}
-    sizes |= {"vggss221": 221, "vggss110_transfer": 110}
+    sizes |= {"vggss221": 221, "vggss110_transfer": 110, "world_factors27": 27}
     assert {name: len(labels) for name, labels in LABEL_SPACES.items()} == sizes
     assert all(len(set(labels)) == len(labels) for labels in LABEL_SPACES.values())
     assert LABEL_SPACES["avss71"][0] == LABEL_SPACES["coco_vpo22"][0] == "background"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ import soundfile
 import torch
 from PIL import Image
 
+from avloc.data.schema import Sample
 from avloc.data.shards import read_index
 from avloc.world import SPLITS, ensure, write_world
 from avloc.world.dataset import duet_sample, samples
-from avloc.world.scenes import HEARD, NAMES, UNHEARD
+from avloc.world.kinds import FACTORS, at_home, twin_of
+from avloc.world.scenes import HEARD, NAMES, STYLES, UNHEARD
 
 
 def decode(members: dict[str, bytes], name: str) -> np.ndarray:
@@ -229,6 +232,128 @@ def test_pictures_and_sounds_of_later_splits_stay_what_they_were() -> None:
                 digest.update(name.encode())
                 digest.update(sample.members[name])
         assert digest.hexdigest() == sha
+
+
+def size_of(sample: Sample) -> str:
+    return next(tag for tag in sample.record.tags if tag in ("small", "usual", "large"))
+
+
+def test_sizes_are_told_by_the_mask() -> None:
+    counts = Counter()
+    for sample in samples("sizes", scenes=60):
+        # Discs of these radii have 0.03 to 0.06, 0.11 to 0.23 and 0.41 to 0.66 of the picture; outlines fill some half.
+        area = decode(sample.members, "m.f0.t0.png").mean()
+        low, high = {"small": (0.004, 0.06), "usual": (0.03, 0.23), "large": (0.10, 0.66)}[size_of(sample)]
+        assert low < area < high, sample.record.id
+        assert sample.record.map_rule == "mask"
+        counts[size_of(sample)] += 1
+    assert min(counts.values()) >= 10  # of 20 to be expected
+    assert len(counts) == 3
+
+
+@pytest.mark.parametrize("split", ["context", "val_context"])
+def test_in_a_context_pair_the_scene_alone_decides(split: str) -> None:
+    pairs = list(zip(*[iter(samples(split, scenes=8))] * 2, strict=True))
+    for warm, cold in pairs:
+        assert (warm.record.tags[-1], cold.record.tags[-1]) == ("warm", "cold")
+        assert warm.record.group == cold.record.group
+        assert warm.record.group_size == cold.record.group_size == 2
+        assert warm.members["a0.flac"] == cold.members["a0.flac"]
+        a, b = (sample.record.targets[0].class_id for sample in (warm, cold))
+        assert twin_of(a) == b
+        assert at_home(a, "warm")
+        assert at_home(b, "cold")
+        for sample in (warm, cold):
+            assert {f"a {NAMES[a]}", f"a {NAMES[b]}"} <= set(sample.record.text["image"][13:].split(" and "))
+        pictures = [decode(s.members, "f0.png").astype(int) for s in (warm, cold)]
+        masks = [decode(s.members, "m.f0.t0.png") for s in (warm, cold)]
+        assert not (masks[0] & masks[1]).any()
+        either = masks[0] | masks[1]
+        changed = abs(pictures[0] - pictures[1]).max(-1) > 3
+        assert changed[~either].mean() > 0.9 - 0.2  # a third object keeps its look, too
+        assert changed[either].mean() < 0.1  # an edge's antialiasing takes from the ground
+    assert len({s.record.targets[0].class_id for pair in pairs for s in pair}) > 6
+
+
+def test_only_what_is_at_home_sounds_when_context_is_learned() -> None:
+    homes, twins = Counter(), 0
+    for sample in samples("train_context", scenes=80):
+        record = sample.record
+        assert (record.map_rule, sorted(sample.members)) == ("none", ["a0.flac", "f0.jpg"])
+        red, _, blue = decode(sample.members, "f0.jpg")[[0, 0, -1, -1], [0, -1, 0, -1]].astype(int).mean(0)
+        style = "warm" if red > blue else "cold"
+        label = record.targets[0].class_id
+        assert at_home(label, style)
+        homes[style] += 1
+        twins += f"a {NAMES[twin_of(label)]}" in record.text["image"]
+    assert min(homes[s] for s in STYLES) > 25
+    assert twins < 20  # most pictures show what sounds without its twin: only so can it be learned which one sounds
+
+
+def test_factor_splits_hold_their_classes() -> None:
+    for split, classes in (
+        ("train_factors", FACTORS.heard),
+        ("val_factors", FACTORS.heard),
+        ("factors_heard", FACTORS.heard),
+        ("factors_unheard", FACTORS.unheard),
+    ):
+        for sample in samples(split, scenes=30):
+            record = sample.record
+            (target,) = record.targets
+            assert target.class_id in classes
+            assert target.label_space == "world_factors27"
+            assert target.class_name == FACTORS.name(target.class_id)
+            assert {c.removeprefix("a ") for c in record.text["image"][13:].split(" and ")} <= {
+                FACTORS.name(c) for c in classes
+            }
+            assert decode(sample.members, target.masks[0]).any()
+            assert record.tags == ["unheard" if classes == FACTORS.unheard else "heard"]
+            assert any(name.endswith(".jpg") for name in sample.members) == split.startswith("train")
+
+
+def test_few_shots_are_nested_and_of_every_unheard_class_alike() -> None:
+    shots = {k: list(samples(f"train_factors_{k}shot")) for k in (1, 3, 5)}
+    for k, found in shots.items():
+        assert Counter(s.record.targets[0].class_id for s in found) == dict.fromkeys(FACTORS.unheard, k)
+        assert all(s.record.frames[0].annotated for s in found)
+    for fewer, more in ((1, 3), (3, 5)):
+        assert [s.members for s in shots[fewer]] == [s.members for s in shots[more]][: len(shots[fewer])]
+    tested = {s.members["a0.flac"] for s in samples("factors_unheard", scenes=50)}
+    assert not tested & {s.members["a0.flac"] for s in shots[5]}
+
+
+# SHA-256 of three scenes: each record's JSON, then its members' names and bytes in order.
+BEFORE = {
+    "train_heard": "b868c5a842c83accc1aa8c1ea39315936f7d92612214115c1e3ae6da0a015fbc",
+    "val": "6cc1b919de0c647ba1be7db0ff560a74f7b0e0e6407d2c29625584da0d923744",
+    "single": "5e2db4fc89e29011edb6aa067a07e771d8834040f7d6102d191fe08c5addb93a",
+    "heard": "0caeaa4177343a084b71cd8df3cf94268aeb58bdba79520d5de279bc38331db2",
+    "unheard": "d2bafbf0cfcf314224eccdc5f48255c595e3f6eae905af230ae2801e0766d684",
+    "mixture": "2a186d8a5affdc495176d6ac562027681a30979534cd5bf9911f36b37949d082",
+    "pairs": "52136dad917ed31985252674e629f48e9f3e6dd7e925e009d000e87d9a651444",
+    "semantic": "d43b69f3560818b36c31fabc3683a053dbe28280b549e94e2ad5c9f224ea0272",
+    "val_negative": "eaa2c9c15cc75c0bbb11c5c375752e65e45d7ccc1e21886f5e0f224137800803",
+    "extended": "36941c6e79470e19fdc2b8bd425d7ce8ac37e5791a03ec42d2b9bae0fa0503bb",
+    "robust": "bd2dfaa65b711dd63156f85fb9a547133901011b36fc8c48544767162c4a3c40",
+    "duet": "2bcdd01fe17eefa75294d05c98d71d53de43e8dfcd34b013b58529ab9ff5b68a",
+    "train_masks": "edafad47522421c3daf5a01997a66198a979efb0d6206224bff0e582b41d1f49",
+    "train_masks_heard": "c2f7e4b03a503268601a7dc351933d1c7e617be03e29012410ca55ec9e3da7f1",
+    "crowd": "7ad81d31224d71d224cdb33b8d12a51624122fa94844bc1447b67beda698ce0b",
+    "val_crowd": "651a169f388e921c26c794013339bc9ca92396407d6458e4fa74bb7dc804c207",
+    "val_duet": "eff52e49e2dfafa821b110e4f13c85ba5a00319a879b31bbca73b7dd5c5f62d4",
+    "trio": "d4fe65ad2a8652c574ecc4b45c13902ed27a22708f536e29dc37f98be13ccaec",
+}
+
+
+@pytest.mark.parametrize("split", BEFORE)
+def test_splits_stay_what_they_were_before_kinds_came(split: str) -> None:
+    digest = hashlib.sha256()
+    for sample in samples(split, scenes=3):
+        digest.update(sample.record.to_json().encode())
+        for name in sorted(sample.members):
+            digest.update(name.encode())
+            digest.update(sample.members[name])
+    assert digest.hexdigest() == BEFORE[split]
 
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:

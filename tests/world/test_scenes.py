@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from avloc.world.scenes import CLASSES, HEARD, UNHEARD, render, rgb, sample_scenes
+from avloc.world.scenes import (
+    BANDS,
+    CLASSES,
+    HEARD,
+    STYLES,
+    UNHEARD,
+    band_of,
+    render,
+    rgb,
+    sample_scenes,
+    sample_sizes,
+    styled,
+)
 
 
 def test_twelve_or_more_classes_with_looks_of_their_own() -> None:
@@ -66,6 +78,41 @@ def test_the_sounding_object_cannot_be_told_from_the_picture() -> None:
     assert (first - second).mean().abs() < 4 * error + 0.003  # the second lies in front of the first
     centre = (scenes.pose[:, :2, :2] - 0.5).norm(dim=-1)
     assert (centre[:, 0] - centre[:, 1]).mean().abs() < 0.02
+
+
+def test_sizes_differ_within_a_scene_and_each_is_a_third() -> None:
+    scenes = sample_sizes(np.random.default_rng(5), 1500)
+    bands = [
+        [band_of(float(r)) for r, there in zip(pose[:, 2], present, strict=True) if there]
+        for pose, present in zip(scenes.pose, scenes.present, strict=True)
+    ]
+    assert {len(row) for row in bands} == {2, 3}
+    assert all(len(set(row)) == len(row) for row in bands)  # at most one is large
+    radius = torch.where(scenes.present, scenes.pose[..., 2], 0.0)
+    assert (radius[:, :-1] >= radius[:, 1:]).all()  # the small ones in front
+    flat = [band for row in bands for band in row]
+    assert all(abs(flat.count(band) / len(flat) - 1 / 3) < 0.02 for band in BANDS)
+    _, mask = render(scenes[:200], 64)
+    area = mask.float().mean((-1, -2))[scenes.present[:200]]
+    assert area.min() > 0  # nothing is hidden
+    assert (area > 0.2).float().mean() > 0.2  # a share of large ones
+
+
+@pytest.mark.parametrize("size", BANDS)
+def test_a_band_holds_its_ends(size: str) -> None:
+    assert {band_of(float(np.float32(r))) for r in BANDS[size]} == {size}
+
+
+def test_a_style_changes_the_ground_and_nothing_else() -> None:
+    scenes = sample_scenes(np.random.default_rng(6), 30)
+    warm, cold = (styled(np.random.default_rng(7), scenes, [style] * 30) for style in STYLES)
+    for field in ("label", "present", "pose", "paint"):
+        assert torch.equal(getattr(warm, field), getattr(scenes, field))
+    assert torch.equal(warm.ground[:, 6:], scenes.ground[:, 6:])
+    for k in (0, 3):
+        assert (warm.ground[:, k] > warm.ground[:, k + 2] + 0.1).all()  # more red than blue, at the top and below
+        assert (cold.ground[:, k] < cold.ground[:, k + 2] - 0.1).all()
+        assert torch.equal(warm.ground[:, k + 1], cold.ground[:, k + 1])
 
 
 def test_same_scene_at_two_sizes() -> None:
