@@ -25,13 +25,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from avloc.cli import UsageError, find_config
 from avloc.data.indexed import EvalSet
 from avloc.data.module import AVDataModule
 from avloc.data.schema import SampleError
 from avloc.data.shards import ShardError
 from avloc.data.store import FeatureStore, StoreError, made_by, store_features, store_name, stored_folder
-from avloc.experiment import instantiate
+from avloc.errors import UsageError
+from avloc.experiment.names import find_config
+from avloc.experiment.run import instantiate
 from avloc.methods.seac import SeAC
 from avloc.weights import WeightError
 

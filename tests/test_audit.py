@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from avloc.audit import AuditError, audit, find_leaks, read_id
+from avloc.audit.leaks import AuditError, audit, find_leaks, read_id
 from avloc.data.schema import Audio, Record
 from avloc.data.shards import ShardWriter
 

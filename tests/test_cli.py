@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from avloc import cli
-from avloc.cli import UsageError, find_config, main
+from avloc.cli import COMMANDS, main
+from avloc.errors import UsageError
+from avloc.experiment.command import KEYS
+from avloc.experiment.names import find_config
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
@@ -17,17 +23,16 @@ def fails(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """What a failing command tells its user."""
     with pytest.raises(SystemExit) as e:
         main(args)
-    assert e.value.code not in (0, None)
-    told = e.value.code if isinstance(e.value.code, str) else ""
+    assert e.value.code in (1, 2)
     captured = capsys.readouterr()
-    return told + captured.out + captured.err
+    return captured.out + captured.err
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     told = capsys.readouterr().out
-    for command in cli.TRAINER_COMMANDS + cli.PLAIN_COMMANDS:
-        assert f"\n    {command} " in told
+    for command in (*(function.__name__ for function in COMMANDS), "bench"):
+        assert re.search(rf"\n\W*{command} +\w", told), command
 
 
 def test_experiments_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,12 +77,12 @@ def test_a_misspelt_key_in_the_yaml(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_missing_weights_say_where_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_say_where_to_get_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("AVLOC_WEIGHTS", str(tmp_path))
-    with pytest.raises(SystemExit) as e:
-        main(["fit", "-c", "souple_ctx4", "--trainer.accelerator=cpu"])
-    told = str(e.value.code)
-    assert told.startswith("avloc fit: Weights 'hf:CIDAS/clipseg-rd64-refined' are not on this machine")
+    told = fails(["fit", "-c", "souple_ctx4", "--trainer.accelerator=cpu"], capsys)
+    assert re.search(r"^avloc fit: Weights 'hf:CIDAS/clipseg-rd64-refined' are not on this machine", told, re.MULTILINE)
     assert str(tmp_path) in told
     assert "Apache-2.0" in told
 
@@ -134,7 +139,7 @@ def test_train_only_tests_a_method_without_training(tmp_path: Path, monkeypatch:
         ran.append(command[3:])
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr("avloc.commands.subprocess.run", run)
+    monkeypatch.setattr("avloc.experiment.command.subprocess.run", run)
     main(["train", "clipseg_oracle_world", "quickstart", "--data.num_workers=0"])
     assert [words[0] for words in ran] == ["test", "fit"]
     assert "--test_after_fit=true" in ran[1]
@@ -159,3 +164,95 @@ def test_fit_of_a_method_without_training_says_what_to_do(
     monkeypatch.chdir(tmp_path)
     told = fails(["fit", "-c", "clipseg_oracle_world", "--trainer.logger=false"], capsys)
     assert "TextGrounder has nothing to train. Test it: avloc test -c clipseg_oracle_world" in told
+
+
+def test_help_and_usage_errors_need_no_torch() -> None:
+    """Every command's help, and a mistake, in one interpreter that never imports a heavy package."""
+    code = """
+import sys
+from avloc.cli import COMMANDS, main
+lines = [[f.__name__, "--help"] for f in COMMANDS] + [["bench", "step", "--help"], ["--help"], ["experimnts"]]
+lines += [["report"], ["train", "no_such_experiment"], ["localize", "--image", "a.png"], ["bench", "step", "--methd"]]
+for line in lines:
+    try:
+        main(line)
+    except SystemExit as e:
+        assert e.code in (0, 2), (line, e.code)
+heavy = {"torch", "lightning", "pandas", "matplotlib", "transformers", "wandb", "numpy"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Did you mean 'experiments'" in done.stderr
+    assert "--method" in done.stderr
+
+
+@pytest.mark.parametrize(("words", "code"), [(["fit"], 2), (["fit", "-c", "souple_ctx5"], 2), (["rescore", "none"], 1)])
+def test_exit_codes(words: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """2 for a misused command line, 1 for a failure that is told; both are one sentence without a trace."""
+    with pytest.raises(SystemExit) as e:
+        main(words)
+    assert e.value.code == code
+    told = capsys.readouterr().err
+    assert told.startswith(f"avloc {words[0]}: ")
+    assert "Traceback" not in told
+
+
+def test_debug_shows_the_trace() -> None:
+    with pytest.raises(UsageError, match="souple_ctx4"):
+        main(["fit", "-c", "souple_ctx5", "--debug"])
+
+
+def test_options_stand_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr("avloc.audit.leaks.audit", lambda *given: seen.extend(given))
+    main(["audit", "--json", "a.csv", "--by", "clip", "b.json", "c.json", "--clean", "d.txt"])
+    assert seen == [Path("a.csv"), [Path("b.json"), Path("c.json")], Path("d.txt"), "clip", True]
+
+
+def test_the_keys_of_the_help_are_those_of_a_yaml(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", "--help-all"])
+    told = capsys.readouterr().out
+    found = set(re.findall(r"^  --([a-z_]+)[. ]", told, re.MULTILINE)) - {"config", "print_config", "help"}
+    found |= {"model"} & set(re.findall(r"--(model)\b", told))
+    assert found - {"ckpt_path", "weights_only", "optimizer", "lr_scheduler"} == set(KEYS)
+    main(["fit", "--help-all", "data"])
+    part = capsys.readouterr().out
+    assert "--data.batch_size" in part
+    assert "--trainer.max_epochs" not in part
+
+
+def test_completion_knows_experiments_and_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {"souple_ctx4", "souple_ctx8"} <= set(complete(["train"], "souple_c"))
+    assert "souple_ctx4" in complete(["fit", "-c"], "souple_c")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine" / "version_0").mkdir(parents=True)
+    assert complete(["report"], "runs/m") == ["runs/mine/version_0"]
+    assert "localize" in complete([], "loc")
+
+
+def complete(words: list[str], incomplete: str) -> list[str]:
+    """What bash is offered behind ``avloc WORDS``."""
+    line = " ".join(["avloc", *words, incomplete])
+    env = os.environ | {"_AVLOC_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) + 1)}
+    done = subprocess.run([sys.executable, "-c", "from avloc.cli import main; main()"], env=env, capture_output=True)
+    return done.stdout.decode().split()
+
+
+def test_experiments_lists_the_rows(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    main(["experiments", "souple_ctx4_pos1"])
+    told = capsys.readouterr().out
+    assert "souple_ctx4_pos1" in told
+    assert "vggsound_144k" in told
+    assert "souple_ctx8" not in told
+
+
+def test_converters_are_found_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["prep"])
+    told = capsys.readouterr().out
+    assert re.search(r"^vggss +VGG-SS", told, re.MULTILINE)
+    assert not re.search(r"^(common|command|avsbench) ", told, re.MULTILINE)
+    assert "Did you mean vggss" in fails(["prep", "vgss"], capsys)
+    main(["prep", "vggss", "--help"])
+    assert "--boxes" in capsys.readouterr().out

@@ -10,13 +10,13 @@ import pytest
 import torch
 import yaml
 
-from avloc.commands import store
 from avloc.data.labels import LABEL_SPACES
 from avloc.data.module import converter, named_split
 from avloc.data.store import StoreError
 from avloc.evaluation.benchmarks import BENCHMARKS, benchmark
 from avloc.evaluation.protocols import protocol
-from avloc.experiment import ExperimentCLI
+from avloc.experiment.command import store
+from avloc.experiment.run import ExperimentCLI
 from avloc.methods.seac import SeAC
 from avloc.report.published import Reference, find
 from avloc.world import write_world
@@ -282,7 +282,7 @@ def test_seac_trains_on_what_is_stored(
     more += [f"--checkpoint.dirpath={tmp_path}", f"--resume.dirpath={tmp_path}"]
     with pytest.raises(StoreError, match="Run `avloc store -c EXPERIMENT`"):
         fit("seac_world", small, *more)
-    store(["-c", "seac_world", *tiny_options("seac_world", small), *sets])
+    store("seac_world", [*tiny_options("seac_world", small), *sets])
     monkeypatch.setattr(SeAC, "make", None)
     run = fit("seac_world", small, *more)
     assert run.trainer.global_step == 2

@@ -13,9 +13,9 @@ import soundfile
 import torch
 from PIL import Image
 
-from avloc import localize
 from avloc.data.media import MediaError
-from avloc.localize import heard, localize_still, localize_video, regions
+from avloc.localize import run as localize
+from avloc.localize.run import heard, localize_still, localize_video, regions
 from avloc.methods.base import Localizer
 from avloc.types import AVBatch, InputSpec, Localization
 

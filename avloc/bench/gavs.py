@@ -148,7 +148,7 @@ def measure_gavs(
     precision: Literal["32", "bf16"] = "32",
     stored: bool = False,
 ) -> Result:
-    """Measure; see `avloc.commands.bench_step` for the arguments.
+    """Measure; see `avloc.bench.command.bench_step` for the arguments.
 
     The release reads features of the sounds from files, so ``step_s`` and ``loop_s`` are without VGGish;
     ``hear_s`` and ``loop_hear_s`` are its own times, for the batch and for its sounds one by one. The loop always

@@ -61,7 +61,7 @@ def bare_decode(image: bytes, sound: bytes, size: int) -> None:
 def measure_loader(
     train: str, root: Path, workers: int, batch_size: int, image_size: int, seconds: float, batches: int
 ) -> Result:
-    """Measure; see `avloc.commands.bench_loader` for the arguments.
+    """Measure; see `avloc.bench.command.bench_loader` for the arguments.
 
     Returns:
         ``samples_per_s_per_worker``, ``bare_samples_per_s`` (one process), their ``ratio``, and the sample count.

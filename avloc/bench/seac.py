@@ -76,7 +76,7 @@ def unavoidable_seac(model: SeAC, batch: AVBatch) -> tuple[Callable[[], None], C
 def measure_seac(
     batch_size: int = 8, full_size: bool = False, steps: int = 3, precision: Literal["32", "bf16"] = "32"
 ) -> Result:
-    """Measure; see `avloc.commands.bench_step` for the arguments.
+    """Measure; see `avloc.bench.command.bench_step` for the arguments.
 
     Returns:
         As `avloc.bench.step.measure_step` where it applies, and of VGGish and the association module: ``..._s``,

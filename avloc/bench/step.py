@@ -92,7 +92,7 @@ def measure_step(
     recompute: bool = False,
     compile: bool = False,
 ) -> Result:
-    """Measure; see `avloc.commands.bench_step` for the arguments.
+    """Measure; see `avloc.bench.command.bench_step` for the arguments.
 
     Returns:
         ``step_s``, ``unavoidable_s`` (medians), ``time_ratio``, ``flops``, ``unavoidable_flops``, ``flops_ratio``,

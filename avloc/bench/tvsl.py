@@ -54,7 +54,7 @@ def unavoidable_tvsl(model: TVSL, batch: AVBatch) -> Callable[[], None]:
 def measure_tvsl(
     batch_size: int = 16, full_size: bool = False, steps: int = 3, precision: Literal["32", "bf16"] = "32"
 ) -> Result:
-    """Measure; see `avloc.commands.bench_step` for the arguments.
+    """Measure; see `avloc.bench.command.bench_step` for the arguments.
 
     Returns:
         Of two sources under two pictures, as `avloc.bench.step.measure_step`; ``step4_s``, ``flops4`` and

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from avloc.bench import gavs as bench
-from avloc.cli import UsageError, main
-from avloc.commands import bench_step
+from avloc.bench.command import bench_step
+from avloc.cli import main
+from avloc.errors import UsageError
 from avloc.methods.gavs import GAVS
 from avloc.methods.gavs.losses import Objective
 from tests.methods.tiny import tiny_sam_files
@@ -70,7 +71,7 @@ def test_stored_features_spare_the_encoder_below_its_adapters(tmp_path: Path, tu
 
 def test_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(bench, "WORLD", tiny_sam_files(tmp_path) | {"tune_v": 2})
-    args = ["--batch_size", "2", "--steps", "1", "--stored", "true", "--json", "true"]
+    args = ["--batch_size", "2", "--steps", "1", "--stored", "--json"]
     main(["bench", "step", "--method", "gavs", *args])
     result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert result["speedup"] == pytest.approx(result["loop_s"] / result["step_s"])

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from avloc.bench import seac as bench
+from avloc.bench.command import bench_step
 from avloc.bench.step import count_flops
-from avloc.cli import UsageError, main
-from avloc.commands import bench_step
+from avloc.cli import main
+from avloc.errors import UsageError
 from avloc.methods.seac.network import Design
 
 
@@ -62,7 +63,7 @@ def test_a_stored_batch_is_read_as_one() -> None:
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["bench", "step", "--method", "seac", "--batch_size", "2", "--steps", "1", "--json", "true"])
+    main(["bench", "step", "--method", "seac", "--batch_size", "2", "--steps", "1", "--json"])
     result = json.loads(capsys.readouterr().out)
     assert (result["method"], result["batch_size"], result["masks"]) == ("seac", 2, 16)
     assert result["flops_ratio"] <= 1.05

@@ -40,7 +40,7 @@ def test_step_prints_every_field(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench, "WORLD", tiny_files(tmp_path))
-    main(["bench", "step", "--method", "acl", "--batch_size", "2", "--steps", "1", "--json", "true"])
+    main(["bench", "step", "--method", "acl", "--batch_size", "2", "--steps", "1", "--json"])
     result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert set(FIELDS) <= result.keys()
     assert all(result[f] > 0 for f in FIELDS)

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from avloc.bench import tvsl as bench
+from avloc.bench.command import bench_step
 from avloc.bench.step import count_flops
-from avloc.cli import UsageError, main
-from avloc.commands import bench_step
+from avloc.cli import main
+from avloc.errors import UsageError
 
 
 @pytest.mark.parametrize("sources", [2, 4])
@@ -50,7 +51,7 @@ def test_mixtures_have_different_classes_under_rows_of_pictures() -> None:
 
 
 def test_fields(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["bench", "step", "--method", "tvsl", "--batch_size", "2", "--steps", "1", "--json", "true"])
+    main(["bench", "step", "--method", "tvsl", "--batch_size", "2", "--steps", "1", "--json"])
     result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert result["sources_ratio"] == pytest.approx(result["step4_s"] / result["step_s"])
     assert result["flops_ratio"] == pytest.approx(result["flops"] / result["unavoidable_flops"])

@@ -12,7 +12,7 @@ from avloc.data.indexed import EvalSet
 from avloc.data.shards import read_index, write_shards
 from avloc.data.store import open_features
 from avloc.data.transforms import collate
-from avloc.experiment import instantiate
+from avloc.experiment.run import instantiate
 from avloc.methods.seac import SeAC
 from avloc.world.dataset import samples
 from data_prep import seac_masks

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from avloc.data.labels import LABEL_SPACES
-from avloc.experiment import ExperimentCLI
+from avloc.experiment.run import ExperimentCLI
 from avloc.world import write_world
 from data_prep import vgg_duet, vgg_instruments_mixed, vggsound
 from tests.data.clips import write_clip

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -14,8 +17,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from avloc import RUNS
-from avloc.cli import UsageError
 from avloc.data.module import AVDataModule
+from avloc.errors import UsageError
 from avloc.evaluation.evaluator import Evaluator
 from avloc.methods.base import Localizer
 from avloc.report.predictions import Predictions
@@ -62,6 +65,15 @@ class ExperimentCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
         )
+
+    @classmethod
+    def tell_keys(cls, subcommand: str, keys: list[str]) -> None:
+        """Print every key that a YAML and the command line may set, or those of some top-level keys."""
+        told = io.StringIO()
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(told):
+            cls.run([subcommand, "--help"])
+        parts = told.getvalue().split("\n\n")
+        print("\n\n".join(p for p in parts if not keys or any(re.search(rf"^  --{key}\b", p, re.M) for key in keys)))
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let the checkpoint's hyper-parameters overrule the YAML without a word, even with another

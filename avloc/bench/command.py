@@ -1,0 +1,108 @@
+"""`avloc bench`: speed and memory, as ratios from one run on one machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from avloc.errors import UsageError
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command("step")
+def bench_step(
+    method: Annotated[Literal["acl", "souple", "gavs", "seac", "tvsl"], typer.Option(help="Whose step.")] = "souple",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Samples; 8 by default, 16 frames of GAVS, 32 of SeAC, 16 of T-VSL.", show_default=False),
+    ] = None,
+    full_size: Annotated[
+        bool, typer.Option(help="The published sizes with random weights instead of the embedded world's.")
+    ] = False,
+    steps: Annotated[int, typer.Option(help="Timed repetitions; the median is printed.", min=1)] = 3,
+    precision: Annotated[Literal["32", "bf16"], typer.Option(help="Of the autocast.")] = "32",
+    recompute: Annotated[bool, typer.Option(help="Recompute the decoder in backward (ACL and SOUPLE).")] = False,
+    compile: Annotated[bool, typer.Option(help="Compile the vision tower (ACL and SOUPLE).")] = False,
+    stored: Annotated[
+        bool, typer.Option(help="The image encoder's frozen part comes from stored features (GAVS).")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Time, memory and FLOPs of a training step.
+
+    ACL and SOUPLE against the passes that the step cannot do without; GAVS against its release's way, a loop that feeds
+    the same frames one by one. SeAC's step reads stored features; told are the shares of VGGish and of the association
+    module, without which no implementation could do. T-VSL's step has two sources; told is that of four, too.
+
+    Example: `avloc bench step --method gavs --stored`
+    """
+    from avloc.bench.step import print_result
+
+    options = {"--recompute": recompute, "--compile": compile, "--stored": stored}
+    taken = {"gavs": {"--stored"}, "seac": set[str](), "tvsl": set[str]()}.get(method, {"--recompute", "--compile"})
+    if refused := [name for name, given in options.items() if given and name not in taken]:
+        raise UsageError(f"bench step --method {method} has no {' and no '.join(refused)}. Leave it out.")
+    if method == "gavs":
+        from avloc.bench.gavs import measure_gavs
+
+        result = measure_gavs(batch_size or 16, full_size, steps, precision, stored)
+    elif method == "seac":
+        from avloc.bench.seac import measure_seac
+
+        result = measure_seac(batch_size or 32, full_size, steps, precision)
+    elif method == "tvsl":
+        from avloc.bench.tvsl import measure_tvsl
+
+        result = measure_tvsl(batch_size or 16, full_size, steps, precision)
+    else:
+        from avloc.bench.step import measure_step
+
+        result = measure_step(method, batch_size or 8, full_size, steps, precision, recompute, compile)
+    print_result(result, json)
+
+
+@app.command("loader")
+def bench_loader(
+    train: Annotated[
+        str, typer.Option(help="Training set, as in a YAML; by default one of VGGSound's sizes, made on the spot.")
+    ] = "like-vggsound",
+    root: Annotated[Path, typer.Option(help="Data folder.")] = Path("data"),
+    workers: Annotated[int, typer.Option(help="Loader processes.", min=0)] = 1,
+    batch_size: Annotated[int, typer.Option(help="Samples of a batch.", min=1)] = 16,
+    image_size: Annotated[int, typer.Option(help="Side of the pictures.", min=1)] = 352,
+    seconds: Annotated[float, typer.Option(help="Length of the sounds.")] = 10.0,
+    batches: Annotated[int, typer.Option(help="Batches to time.", min=1)] = 60,
+    json: Json = False,
+) -> None:
+    """Samples per second and worker of the training loader, against a bare decode of the same bytes.
+
+    Example: `avloc bench loader --workers 2`
+    """
+    from avloc.bench.loader import measure_loader
+    from avloc.bench.step import print_result
+
+    print_result(measure_loader(train, root, workers, batch_size, image_size, seconds, batches), json)
+
+
+@app.command("metrics")
+def bench_metrics(
+    maps: Annotated[int, typer.Option(help="Samples.", min=1)] = 500,
+    size: Annotated[int, typer.Option(help="Side of a map, pixels.", min=1)] = 224,
+    repeats: Annotated[int, typer.Option(help="Timed repetitions; the median is printed.", min=1)] = 3,
+    json: Json = False,
+) -> None:
+    """Time of every metric against a plain NumPy loop of its definition, in the same run.
+
+    Example: `avloc bench metrics --maps 100`
+    """
+    from avloc.bench.metrics import measure_metrics
+    from avloc.bench.step import print_result
+
+    print_result(measure_metrics(maps, size, repeats), json)

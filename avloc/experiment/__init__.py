@@ -1,0 +1,1 @@
+"""An experiment: one YAML, found by name, run by LightningCLI."""

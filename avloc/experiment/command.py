@@ -1,0 +1,230 @@
+"""Commands that run an experiment: `avloc train`, LightningCLI's own four, `store` and `weights`."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from avloc import RUNS
+from avloc.errors import UsageError
+from avloc.experiment.names import complete_experiment, find_config, newest, with_found_configs
+
+__all__ = [
+    "KEYS",
+    "KEYS_OF_A_YAML",
+    "PASSES_ON",
+    "TRAINER_COMMANDS",
+    "experiments",
+    "fit",
+    "predict",
+    "store",
+    "test",
+    "train",
+    "validate",
+    "weights",
+]
+
+PASSES_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Settings of a command whose options are LightningCLI's."""
+
+
+KEYS = {
+    "model": "the method: class_path and its init_args",
+    "data": "sets, batch size, workers, sound controls",
+    "trainer": "Lightning's Trainer: max_epochs, precision, devices, ...",
+    "evaluator": "protocols of the test sets, object guide, tolerance",
+    "checkpoint": "which model is the best: monitor, mode",
+    "resume": "how often the newest state is kept",
+    "panels": "pictures of the run's folder",
+    "experiment": "name of the run; the YAML's by default",
+    "reproduces": "published row to compare with: paper, table, method",
+    "start_from": "checkpoint whose learned weights a new run takes over",
+    "test_after_fit": "test the best checkpoint when fitted",
+    "seed_everything": "seed of the run",
+}
+"""The keys of a YAML and what they are; those of each key: ``--help-all KEY``."""
+
+KEYS_OF_A_YAML = "\n".join(f"- --{key}: {what}" for key, what in KEYS.items())
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="-c NAME [--KEY VALUE ...]",
+        help="Experiments or YAML files behind -c, later ones over earlier ones, and keys of a YAML.",
+        autocompletion=complete_experiment,
+        show_default=False,
+    ),
+]
+HelpAll = Annotated[bool, typer.Option("--help-all", help="Every key with its type and default; or those of: KEY.")]
+
+
+def run_trainer(subcommand: str, words: list[str], help_all: bool) -> None:
+    from avloc.experiment.run import ExperimentCLI
+
+    if help_all:
+        ExperimentCLI.tell_keys(subcommand, [w.lstrip("-") for w in words if w.lstrip("-") in KEYS])
+    elif not words:
+        raise UsageError(
+            f"{subcommand} needs an experiment: avloc {subcommand} -c NAME. `avloc experiments` lists them."
+        )
+    else:
+        ExperimentCLI.run([subcommand, *with_found_configs(words)])
+
+
+def fit(words: Words = None, help_all: HelpAll = False) -> None:
+    """Train an experiment.
+
+    Example: `avloc fit -c souple_ctx4 --trainer.max_epochs 1`
+    """
+    run_trainer("fit", words or [], help_all)
+
+
+def validate(words: Words = None, help_all: HelpAll = False) -> None:
+    """Score an experiment's validation sets.
+
+    Example: `avloc validate -c souple_ctx4 --ckpt_path runs/souple_ctx4/version_0/checkpoints/best.ckpt`
+    """
+    run_trainer("validate", words or [], help_all)
+
+
+def test(words: Words = None, help_all: HelpAll = False) -> None:  # noqa: PT028
+    """Score an experiment's test sets.
+
+    Example: `avloc test -c quickstart -c world_benchmarks --ckpt_path runs/quickstart/version_0/checkpoints/best.ckpt`
+    """
+    run_trainer("test", words or [], help_all)
+
+
+def predict(words: Words = None, help_all: HelpAll = False) -> None:
+    """Write what is localised in an experiment's sets.
+
+    Example: `avloc predict -c quickstart --ckpt_path runs/quickstart/version_0/checkpoints/best.ckpt`
+    """
+    run_trainer("predict", words or [], help_all)
+
+
+TRAINER_COMMANDS = (fit, validate, test, predict)
+
+
+def train(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME... [--KEY VALUE ...]",
+            help="Experiments, and behind them options of `avloc fit`.",
+            autocompletion=complete_experiment,
+            show_default=False,
+        ),
+    ],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint of the experiment's newest run.")
+    ] = False,
+) -> None:
+    """Fit each experiment, test its best checkpoint, and print its table beside the published row.
+
+    A method without training, whose YAML has no data.train, is tested alone.
+
+    Example: `avloc train souple_ctx4 --trainer.max_epochs 1`
+    """
+    count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    names, options = words[:count], words[count:]
+    if not names:
+        raise UsageError("train needs the names of experiments before its options: avloc train NAME [--KEY VALUE ...].")
+    configs = [find_config(name) for name in names]
+    runs = []
+    for config in configs:
+        runs_folder = Path(RUNS) / (option(options, "--experiment") or config.stem)
+        more = ["--ckpt_path", str(newest_state(runs_folder))] if resume else []
+        command = ["fit", "-c", str(config), "--test_after_fit=true", *more, *options]
+        if not trains(config, options):
+            command = ["test", "-c", str(config), *more, *options]
+        print(f"avloc {' '.join(command)}", flush=True)
+        earlier = set(runs_folder.glob("version_*/results.json"))
+        done = subprocess.run([sys.executable, "-m", "avloc.cli", *command])
+        if done.returncode:
+            sys.exit(done.returncode)
+        made = newest([r for r in runs_folder.glob("version_*/results.json") if r not in earlier])  # no older run's
+        runs += [made.parent] if made else []
+    if runs:
+        from avloc.report.command import report
+
+        report(runs, runs[0])
+        print("pictures: " + ", ".join(str(run / "panels") for run in runs))
+
+
+def trains(config: Path, options: list[str]) -> bool:
+    """Whether an experiment has a training set: one of a method without training is tested alone."""
+    data = yaml.safe_load(config.read_text()).get("data") or {}
+    return bool(data.get("train")) or option(options, "--data.train") is not None
+
+
+def option(options: list[str], name: str) -> str | None:
+    """The last value of an option, written ``name value`` or ``name=value``; None where it is not given."""
+    parser = argparse.ArgumentParser("avloc train", add_help=False, allow_abbrev=False)
+    parser.add_argument(name, dest="value")
+    return parser.parse_known_args(options)[0].value
+
+
+def newest_state(folder: Path) -> Path:
+    """The newest checkpoint of an experiment's newest run.
+
+    Raises:
+        UsageError: the experiment has none.
+    """
+    found = newest(list(folder.glob("version_*/checkpoints/*.ckpt")))
+    if found is None:
+        raise UsageError(f"Nothing to resume: there is no checkpoint under {folder}. Leave out --resume.")
+    return found
+
+
+def store(
+    config: Annotated[
+        str, typer.Option("--config", "-c", help="Experiment's name, or a YAML.", autocompletion=complete_experiment)
+    ],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[--KEY VALUE ...]", help="Keys under data and model, as of fit.", show_default=False),
+    ] = None,
+    parts: Annotated[int, typer.Option(help="Processes that share the work.", min=1)] = 1,
+    part: Annotated[int, typer.Option(help="Which of them this is, from 0.", min=0)] = 0,
+) -> None:
+    """Compute what an experiment's frozen networks make of every picture of its sets, once, beside the shards.
+
+    `data.stored: true` then reads it. Goes on where it was stopped.
+
+    Example: `avloc store -c seac_world`
+    """
+    from avloc.experiment.store import store as write
+
+    write(find_config(config), words or [], parts, part)
+
+
+def weights(
+    experiment: Annotated[
+        str | None, typer.Option(help="Name or YAML; all known files by default.", autocompletion=complete_experiment)
+    ] = None,
+) -> None:
+    """List the weight files that an experiment needs: present or not, from where, licence, SHA-256.
+
+    Example: `avloc weights --experiment souple_ctx4`
+    """
+    from avloc.experiment.weights import table
+
+    table(find_config(experiment) if experiment else None)
+
+
+def experiments(
+    word: Annotated[str | None, typer.Argument(help="Only those whose name or row holds this word.")] = None,
+) -> None:
+    """List the experiments with the table row that each reproduces.
+
+    Example: `avloc experiments souple`
+    """
+    from avloc.experiment.table import table
+
+    table(word)

@@ -1,0 +1,78 @@
+"""Where experiments lie and how they are found by name. No torch: help and completion come from here."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from avloc import RUNS
+from avloc.errors import UsageError
+
+__all__ = [
+    "complete_experiment",
+    "complete_run",
+    "experiments_folder",
+    "find_config",
+    "known",
+    "newest",
+    "with_found_configs",
+]
+
+
+def experiments_folder() -> Path:
+    """The YAML files: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).resolve().parents[1]
+    beside = package.parent / "experiments"
+    return beside if beside.is_dir() else package / "experiments"
+
+
+def known() -> dict[str, Path]:
+    """Every experiment of the package by its stem."""
+    return {path.stem: path for path in sorted(experiments_folder().rglob("*.yaml"))}
+
+
+def find_config(name: str) -> Path:
+    """The YAML behind a path or an experiment's name, from any folder.
+
+    Raises:
+        UsageError: there is none; the message names the nearest ones.
+    """
+    folder = experiments_folder()
+    stem = Path(name).stem
+    own = [Path(name), Path(f"{name}.yaml")]  # files of the user go before the package's
+    for path in [*own, folder.parent / name]:
+        if path.is_file():
+            return path.resolve()
+    ours = known()
+    if stem in ours:
+        return ours[stem].resolve()
+    near = difflib.get_close_matches(stem, ours, n=3) or list(ours)
+    raise UsageError(f"There is no experiment {name!r}. Did you mean {', '.join(near)}? All lie in {folder}.")
+
+
+def with_found_configs(args: list[str]) -> list[str]:
+    """``args`` with every ``-c NAME`` replaced by the path of the file it means."""
+    found = list(args)
+    for i, arg in enumerate(args):
+        if arg in ("-c", "--config") and i + 1 < len(args):
+            found[i + 1] = str(find_config(args[i + 1]))
+        elif arg.startswith("--config="):
+            found[i] = f"--config={find_config(arg.removeprefix('--config='))}"
+    return found
+
+
+def newest(paths: list[Path]) -> Path | None:
+    """The path that was written last; None of none."""
+    return max(paths, key=lambda p: p.stat().st_mtime, default=None)
+
+
+def complete_experiment(incomplete: str) -> list[str]:
+    """Experiments of the package and YAML files of the working folder that begin so."""
+    own = [path.name for path in Path().glob("*.yaml")]
+    return [name for name in (*known(), *own) if name.startswith(incomplete)]
+
+
+def complete_run(incomplete: str) -> list[str]:
+    """Folders of runs that begin so."""
+    runs = (str(path) for path in sorted(Path(RUNS).glob("*/version_*")))
+    return [run for run in runs if run.startswith(incomplete)]

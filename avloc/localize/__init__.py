@@ -1,0 +1,1 @@
+"""Any method on somebody's own video, or picture with a sound."""

@@ -1,0 +1,52 @@
+"""Commands on tested runs: `avloc report` and `avloc rescore`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from avloc.experiment.names import complete_run
+
+__all__ = ["report", "rescore"]
+
+Runs = Annotated[
+    list[Path], typer.Argument(metavar="RUN...", help="Folders of tested runs.", autocompletion=complete_run)
+]
+
+
+def report(
+    runs: Runs,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for report.html, .md, .csv and .tex.")] = None,
+    metrics: Annotated[
+        Literal["headline", "all"], typer.Option(help="The published columns, or all that was measured.")
+    ] = "headline",
+    paper: Annotated[
+        str | None,
+        typer.Option(help="Lay the runs into this paper's tables: souple, acl_ssl, gavs, seac, tvsl; all."),
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option(help="One table's number as printed; by default all in which a run has a row.")
+    ] = None,
+) -> None:
+    """Print measured rows beside the published ones, with the controls.
+
+    Example: `avloc report runs/souple_ctx4/version_0 --paper souple --table 1`
+    """
+    from avloc.evaluation.results import numbers_of_some
+    from avloc.report.tables import report as write_report
+
+    write_report(runs, out, metrics, paper=paper, table=table, rescore=numbers_of_some)
+
+
+def rescore(runs: Runs) -> None:
+    """Compute every number of tested runs again from their per_sample.parquet, without the model.
+
+    Example: `avloc rescore runs/quickstart/version_0`
+    """
+    from avloc.evaluation.results import rescore as write_results
+
+    for run in runs:
+        sets = write_results(run)["sets"]
+        print(f"{run / 'results.json'}: {len(sets)} sets")
