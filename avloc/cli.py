@@ -49,7 +49,7 @@ app = typer.Typer(
     help="Say where in a picture a sound comes from. `lightning` is the same command.",
     context_settings={
         "help_option_names": ["-h", "--help"],
-        "token_normalize_func": lambda word: word.replace("_", "-") if word.startswith("--") else word,  # --full_size
+        "token_normalize_func": lambda word: word.replace("_", "-"),  # --full_size means --full-size
     },
 )
 for function, (group, reads) in COMMANDS.items():
