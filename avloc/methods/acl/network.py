@@ -19,7 +19,7 @@ from avloc.methods.acl.losses import Pairs
 from avloc.methods.acl.tokenizer import AudioTokenizer
 from avloc.methods.losses import gather_rows, rank_and_world
 
-__all__ = ["ACLNetwork", "ImageMasker", "feature_mask"]
+__all__ = ["ACLNetwork", "ImageMasker", "feature_mask", "upsampled"]
 
 ImageMask = Literal["hard", "soft", "feature"]
 FeatureMask = Literal["feature", "hard"]
@@ -91,9 +91,10 @@ class ACLNetwork(nn.Module):
         template: words around the audio token, ``{}`` marking its place. The released code says "A photo of {}",
             the paper "A photo of a {}".
         image_mask: what hides pixels for v_i: the ``hard`` stochastic mask, the ``soft`` sigmoid of M, or the
-            ``feature`` mask (rows of ACL-SSL table 13).
+            ``feature`` mask of the patch grid, upsampled (rows of ACL-SSL table 13).
         feature_mask: what pools features for v_f: the ``feature`` mask, or the ``hard`` one reused.
-        one_noise: the image mask and the area share one draw of noise (paper) instead of two (released).
+        one_noise: a ``hard`` image mask and the area share one draw of noise (paper: one mask) instead of two
+            (released).
         pooling: v_f is divided by the ``map``'s own sum (paper) or the whole ``batch``'s (released); the losses
             normalise v_f, so nothing else changes.
         chunk: pictures whose pairs go through the decoder together; peak memory grows with chunk x B.
@@ -214,11 +215,11 @@ class ACLNetwork(nn.Module):
         v_i = None
         if image_level:
             side = image.shape[-1]
-            if self.one_noise:
+            if self.one_noise and self.image_mask == "hard":
                 mask = at_side(torch.cat(own_masks)[:, None], side)
             else:
-                M_own = at_side(torch.cat(own_logits)[:, None], side)
-                mask = self._image_mask(M_own, noise[1] if noise else None)
+                grid = features.dense.shape[-1] if features.dense is not None else side
+                mask = self._image_mask(torch.cat(own_logits)[:, None], side, grid, noise[1] if noise else None)
             v_i = self.av_grounder.encode_image(image * mask, pooled=True).pooled
         return Pairs(self.embedding(A), own, self._pool(features, fmask), v_i, torch.cat(areas))
 
@@ -233,13 +234,12 @@ class ACLNetwork(nn.Module):
         rows = torch.arange(len(own), device=own.device)
         return hard.mean((-1, -2)), pooling, M[rows, own], hard[rows, own]
 
-    def _image_mask(self, M: Tensor, u: Tensor | None) -> Tensor:
+    def _image_mask(self, M: Tensor, side: int, grid: int, u: Tensor | None) -> Tensor:
         """What multiplies the pixels, ``[B, 1, H, H]``."""
-        if self.image_mask == "soft":
-            return torch.sigmoid(M)
         if self.image_mask == "feature":
-            return feature_mask(M, M.shape[-1])
-        return self.masker_i(M, u)
+            return upsampled(feature_mask(M, grid), side)
+        M = at_side(M, side)
+        return torch.sigmoid(M) if self.image_mask == "soft" else self.masker_i(M, u)
 
     def _pool(self, features: ImageFeatures, mask: Tensor) -> Tensor:
         """v_f ``[B, M, D]``: dense features under masks ``[B, M, g, g]``, in float32."""
@@ -271,6 +271,15 @@ class ACLNetwork(nn.Module):
     def embedding(self, A: Tensor) -> Tensor:
         """The vector that stands for an asked embedding in a cosine; A itself here."""
         return A
+
+
+def upsampled(mask: Tensor, side: int) -> Tensor:
+    """A feature mask ``[..., g, g]`` at the picture's side, ``[..., H, H]``.
+
+    The paper says that it is upsampled and has blurred boundaries (4.3.6): bilinear, align_corners False, is a choice.
+    """
+    flat = mask.flatten(0, -3)[:, None] if mask.ndim > 2 else mask[None, None]
+    return F.interpolate(flat, (side, side), mode="bilinear", align_corners=False).view(*mask.shape[:-2], side, side)
 
 
 def at_side(M: Tensor, side: int) -> Tensor:
