@@ -111,6 +111,9 @@ class AVBatch:
         caption: one caption per sample, "" for none.
         phrase: a few words that name what sounds in each sample, written by machines, "" for none; empty unless
             ``data.phrases`` asks for them in training (`avloc.data.phrases`).
+        context: uint8, as ``image``: the pictures that condition the method in place of the samples' own, for the
+            control "another context" (``data.contexts``); None for their own. Methods that no picture conditions leave
+            it alone.
         stored: features by name, ``[B, ...]``, that were stored beside the shards (`avloc.data.store`; float16 where
             the method gave floats; rows of varying length with zeros up to the batch's longest): what ``frozen``
             would compute of the pictures. Empty for none.
@@ -132,6 +135,7 @@ class AVBatch:
     caption: list[str] = field(default_factory=list)
     phrase: list[str] = field(default_factory=list)
     size: Tensor | None = None
+    context: Tensor | None = None
     stored: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:

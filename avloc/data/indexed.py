@@ -23,12 +23,14 @@ from avloc.types import InputSpec
 if TYPE_CHECKING:
     from avloc.data.store import FeatureStore
 
-__all__ = ["ROWS", "EvalSet", "Sound", "StridedSampler"]
+__all__ = ["ANOTHER_CONTEXT", "ROWS", "Context", "EvalSet", "Sound", "StridedSampler"]
 
 log = logging.getLogger(__name__)
 
 Sound = Literal["own", "shuffled", "silence", "noise"]
+Context = Literal["own", "shuffled"]
 ROWS = {"own": "model", "shuffled": "shuffled sound", "silence": "silenced", "noise": "noise"}
+ANOTHER_CONTEXT = "another context"
 NOISE_RMS = 0.1
 IGNORE = 255  # of semantic maps: not to be scored
 
@@ -48,7 +50,10 @@ class EvalSet(Dataset[Item]):
         sound: what is heard in every unit, whatever its condition. ``shuffled`` gives every record the sound of
             another one, of another class wherever that is possible; ``silence`` is zeros; ``noise`` is Gaussian
             of rms 0.1, clipped to [-1, 1]: the controls for a method that does not listen.
-        seed: of the shuffle, and of the noise together with the unit's key.
+        context: which picture conditions a method whose prompt depends on one. ``shuffled`` adds to every unit the
+            picture of another record (`AVBatch.context`), of another class wherever that is possible; picture, sound
+            and truth stay: the control for a method whose context does nothing.
+        seed: of the shuffles, and of the noise together with the unit's key.
         allow_missing: how many broken units are tolerated. Such a unit becomes a blank row with ``index`` -1,
             which must not be scored, and is listed in `missing`. Counted per process.
         calibration: whether thresholds are chosen on this set instead of scored.
@@ -56,7 +61,8 @@ class EvalSet(Dataset[Item]):
         store: features of all units, which go into ``AVBatch.stored``; None for none.
 
     Attributes:
-        row: row of the results that the set fills, by ``sound``: "model", "shuffled sound", "silenced" or "noise".
+        row: row of the results that the set fills: by ``sound`` "model", "shuffled sound", "silenced" or "noise", and
+            "another context" for a shuffled one.
 
     Raises:
         ShardError: the index or a shard is unreadable or damaged, a key occurs twice, there is no record or none
@@ -72,6 +78,7 @@ class EvalSet(Dataset[Item]):
         tags: tuple[str, ...] = (),
         truth_size: Grid | None = 224,
         sound: Sound = "own",
+        context: Context = "own",
         seed: int = 0,
         allow_missing: int = 0,
         calibration: bool = False,
@@ -83,7 +90,12 @@ class EvalSet(Dataset[Item]):
         self.spec, self.truth_size, self.allow_missing = spec, truth_size, allow_missing
         self.index = read_index(index_path)
         self.name = name or self.index.dataset
-        self.sound, self.seed, self.row = sound, seed, ROWS[sound]
+        if sound != "own" and context != "own":
+            raise ShardError(
+                f"{self.name}: sound {sound} and context {context} are two controls; ask for one at a time."
+            )
+        self.sound, self.context, self.seed = sound, context, seed
+        self.row = ROWS[sound] if context == "own" else ANOTHER_CONTEXT
         self.calibration, self.store = calibration, store
         self.records: list[Record] = []
         self.places: list[dict[str, tuple[int, int, int]]] = []  # member -> shard, offset, bytes
@@ -103,6 +115,7 @@ class EvalSet(Dataset[Item]):
         ]
         self._check_alike()
         self.partner = derangement(self.records, seed) if sound == "shuffled" else None
+        self.seen_with = derangement(self.records, seed) if context == "shuffled" else None
         self._missing = torch.zeros(len(self.units), dtype=torch.bool).share_memory_()  # seen by all workers
         self._files: dict[int, Any] = {}
 
@@ -142,6 +155,9 @@ class EvalSet(Dataset[Item]):
                 condition=condition,
             )
             item.index = i
+            if self.seen_with is not None:
+                other = self.sample(self.seen_with[self.units[i][0]])
+                item.context = make_item(other, self.spec, sound=np.zeros(0, np.float32)).image
             if self.store:
                 item.stored = self.store.row(self.key(i))
         except SampleError as e:
@@ -316,6 +332,7 @@ class EvalSet(Dataset[Item]):
             image=np.zeros(shape, np.uint8),
             audio=np.zeros(self.spec.samples, np.float32),
             size=(size, size) if self.spec.resize == "pad" else None,
+            context=None if self.seen_with is None else np.zeros(shape, np.uint8),
             truth=np.zeros((sources, G, n * G2), np.float32) if record.has_maps and self.truth_size else None,
             semantic=np.full((G, n * G2), IGNORE, np.int64) if self._has_semantic(number, frame) else None,
             class_id=[-1] * len(record.targets),
@@ -364,7 +381,7 @@ def derangement(records: list[Record], seed: int) -> list[int]:
     """
     n = len(records)
     if n < 2:
-        raise ShardError("Sounds cannot be shuffled in a set of one record.")
+        raise ShardError("Sounds or contexts cannot be shuffled in a set of one record.")
     random = np.random.default_rng(seed)
     labels = np.array([r.label for r in records])
     names, kind, sizes = np.unique(labels, return_inverse=True, return_counts=True)

@@ -12,7 +12,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
-from avloc.data.indexed import EvalSet, Sound, StridedSampler
+from avloc.data.indexed import Context, EvalSet, Sound, StridedSampler
 from avloc.data.phrases import read_phrases
 from avloc.data.shards import Index, ShardError, read_index, remote
 from avloc.data.store import FeatureStore, StoreError, open_features, others, store_name, stored_folder
@@ -71,6 +71,8 @@ class AVDataModule(LightningDataModule):
             encoded bytes.
         sound_controls: follow each test set by a twin for each of these, whose sounds are shuffled, silent, or
             noise.
+        contexts: follow each test set by a twin, the row "another context", in which a method whose prompt depends on a
+            picture is conditioned on that of another sample (`AVBatch.context`); picture and sound stay.
         truth: training batches carry ground-truth and semantic maps, cropped and flipped like the pictures: for
             supervised methods.
         truth_size: grid of ground truth, in training and evaluation: a side, 224 in every published evaluator, or
@@ -103,6 +105,7 @@ class AVDataModule(LightningDataModule):
         seed: int = 0,
         shuffle_buffer: int = 2000,
         sound_controls: list[Literal["shuffled", "silence", "noise"]] | None = None,
+        contexts: list[Literal["shuffled"]] | None = None,
         truth: bool = False,
         truth_size: int | list[int] = 224,
         frames: Frames = "random",
@@ -117,7 +120,7 @@ class AVDataModule(LightningDataModule):
         self.root = Path(root or os.environ.get("AVLOC_DATA") or "data")
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.seed, self.shuffle_buffer, self.truth = seed, shuffle_buffer, truth
-        self.sound_controls = sound_controls or []
+        self.sound_controls, self.contexts = sound_controls or [], contexts or []
         self.input_spec, self.allow_missing = input_spec, allow_missing
         self.truth_size, self.frames, self.stored = truth_size, frames, stored
         self.train_fraction, self.phrases = train_fraction, phrases
@@ -147,6 +150,7 @@ class AVDataModule(LightningDataModule):
                 ``truth_size`` of pictures that are cut to squares.
             StoreError: the features of a set are absent (those of the training set), stale or damaged, or cannot be
                 used.
+            ValueError: another context is asked for a method that no picture conditions.
             PhraseError: no sample of the training set has one of the wanted phrases, or their table is unusable.
         """
         sides = self.truth_size
@@ -181,7 +185,10 @@ class AVDataModule(LightningDataModule):
             sounds: list[Sound] = ["own", *self.sound_controls]
             first = self.calibration if stage == "test" else []
             self.test_sets = [self.eval_set(n, calibration=True) for n in first]
-            self.test_sets += [self.eval_set(n, sound) for n in self.test for sound in sounds]
+            self.check_contexts()
+            for name in self.test:
+                self.test_sets += [self.eval_set(name, sound) for sound in sounds]
+                self.test_sets += [self.eval_set(name, context=context) for context in self.contexts]
 
     def per_process(self) -> int:
         """Training samples of a step on each process.
@@ -224,7 +231,21 @@ class AVDataModule(LightningDataModule):
             )
         return str(path)
 
-    def eval_set(self, name: str, sound: Sound = "own", calibration: bool = False) -> EvalSet:
+    def check_contexts(self) -> None:
+        """That another context means something to the method.
+
+        Raises:
+            ValueError: no picture conditions it.
+        """
+        method = self.trainer.lightning_module if self.trainer else None
+        if self.contexts and method is not None and not getattr(method, "conditioned", False):
+            raise ValueError(
+                f"data.contexts {self.contexts} is a control for methods that a picture conditions, and "
+                f"{type(method).__name__} as configured is none (Localizer.conditioned): its answers would not change. "
+                "Remove data.contexts."
+            )
+
+    def eval_set(self, name: str, sound: Sound = "own", calibration: bool = False, context: Context = "own") -> EvalSet:
         """The evaluation set of that name, called ``name`` in results."""
         path = self.find(name, "test")
         return EvalSet(
@@ -233,6 +254,7 @@ class AVDataModule(LightningDataModule):
             tags=() if is_index(name) else tuple(name.split("/")[1:]),
             truth_size=self.truth_size,
             sound=sound,
+            context=context,
             seed=self.seed,
             calibration=calibration,
             allow_missing=self.allow_missing,

@@ -92,6 +92,7 @@ class Item:
         class_id, label: of each target.
         sounding, negative, group, group_size, video, caption: as in `AVBatch`.
         phrase: as in `AVBatch`; None where phrases were not asked for.
+        context: picture as in `AVBatch`, or None.
         stored: features that were stored beside the shards, by name.
     """
 
@@ -111,6 +112,7 @@ class Item:
     caption: str = ""
     phrase: str | None = None
     size: tuple[int, int] | None = None
+    context: NDArray[np.uint8] | None = None
     stored: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
@@ -591,6 +593,7 @@ def collate(items: Sequence[Item]) -> AVBatch:
         video=[i.video for i in items],
         caption=[i.caption for i in items],
         phrase=[i.phrase for i in items if i.phrase is not None],
+        context=tensor(contexts) if (contexts := [i.context for i in items if i.context is not None]) else None,
         stored={name: tensor(evened([i.stored[name] for i in items])) for name in items[0].stored},
     )
 

@@ -38,6 +38,9 @@ class Localizer(LightningModule):
     """
 
     input_spec: InputSpec
+    conditioned: bool = False
+    """Whether a picture conditions the method's prompt, and `localize` takes that of `AVBatch.context` where there is
+    one."""
 
     def __init__(
         self,
@@ -131,6 +134,22 @@ class Localizer(LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
         checkpoint[IDENTITY] = self.identity()
 
+    def check_frozen(self, checkpoint: dict[str, Any]) -> None:
+        """That a checkpoint of avloc was trained on top of the frozen weights that are loaded.
+
+        Raises:
+            CheckpointError: it was trained on top of others.
+        """
+        theirs, ours = checkpoint[IDENTITY], self.identity()
+        for name, file in ours["frozen"].items():
+            was = theirs["frozen"].get(name, {"source": "nothing", "sha256": ""})
+            if was["sha256"] != file["sha256"]:
+                raise CheckpointError(
+                    f"This checkpoint was trained on top of {name} weights {was['source']} "
+                    f"(sha256 {was['sha256'][:12] or 'none'}), but {file['source']} (sha256 "
+                    f"{file['sha256'][:12] or 'none'}) is loaded. Put the file that it was trained with in place."
+                )
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         theirs, ours = checkpoint.get(IDENTITY), self.identity()
         if theirs is None:
@@ -140,14 +159,7 @@ class Localizer(LightningModule):
                 f"This checkpoint belongs to {theirs['method']}, but the configuration builds {ours['method']}. "
                 "Use the YAML that the checkpoint was trained with."
             )
-        for name, file in ours["frozen"].items():
-            was = theirs["frozen"].get(name, {"source": "nothing", "sha256": ""})
-            if was["sha256"] != file["sha256"]:
-                raise CheckpointError(
-                    f"This checkpoint was trained on top of {name} weights {was['source']} "
-                    f"(sha256 {was['sha256'][:12] or 'none'}), but {file['source']} (sha256 "
-                    f"{file['sha256'][:12] or 'none'}) is loaded. Put the file that it was trained with in place."
-                )
+        self.check_frozen(checkpoint)
         stored, wanted = checkpoint["state_dict"], self.learned_keys()
         if stored.keys() != wanted:
             missing, extra = sorted(wanted - stored.keys()), sorted(stored.keys() - wanted)

@@ -18,14 +18,21 @@ from avloc.metrics.avs import THRESHOLDS
 from avloc.metrics.ciou import LEVELS
 from avloc.report.intervals import find_statistic
 from avloc.report.layout import goal_of
-from avloc.report.results import GUIDED, HEARD, LOWER_IS_BETTER, MODEL, Run
+from avloc.report.results import ANOTHER_CONTEXT, GUIDED, HEARD, LOWER_IS_BETTER, MODEL, Run
 
 __all__ = ["Curve", "Plot", "plots_of", "svg"]
 
 INK, LINE = "#010203", "#040506"
 """Stand for the page's text and rule colours."""
 COLOURS = ("#3b82c4", "#d9772b", "#2f9e6b", "#b45cc4", "#c9a227", "#d1495b")
-DASHES = {MODEL: "-", GUIDED: (0, (7, 2)), "shuffled sound": "--", "silenced": "-.", "noise": ":"}
+DASHES = {
+    MODEL: "-",
+    GUIDED: (0, (7, 2)),
+    "shuffled sound": "--",
+    "silenced": "-.",
+    "noise": ":",
+    ANOTHER_CONTEXT: (0, (3, 1, 1, 1)),
+}
 CONTROL = "#858b94"
 CONTROLS: dict[str, Any] = {
     "full frame": (0, (1, 1)),

@@ -15,7 +15,7 @@ from itertools import combinations, groupby
 
 from avloc.report import published
 from avloc.report.intervals import Bounds, Interval
-from avloc.report.results import GUIDED, HEARD, LOWER_IS_BETTER, MODEL, Measured, Run, Scores
+from avloc.report.results import ANOTHER_CONTEXT, GUIDED, HEARD, LOWER_IS_BETTER, MODEL, Measured, Run, Scores
 
 __all__ = ["ResultTable", "compare", "paper_table", "tables_with_rows", "universal_table", "with_distinct_names"]
 
@@ -28,6 +28,7 @@ UNIVERSAL = "universal"
 NAMED = 3
 """Runs that a control's row names."""
 OWN = (MODEL, GUIDED)
+LISTENS = (*OWN, ANOTHER_CONTEXT)
 Column = tuple[str, str]
 
 
@@ -472,10 +473,11 @@ def goal_of(name: str, runs: Sequence[Run]) -> Column:
 
 
 def gain(run: Run, name: str, goal: Column, bounds: Bounds | None, own: str = MODEL) -> str:
-    """Points of a metric over the best control, signed, with their paired interval; "" without controls."""
+    """Points of a metric over the best control, signed, with their paired interval; "" without controls. The model in
+    another context is none of them: it listens."""
     entry: Scores = run.sets[name]
     protocol, metric = goal
-    found = {row: values.get(protocol, {}).get(metric) for row, values in entry.rows.items() if row not in OWN}
+    found = {row: values.get(protocol, {}).get(metric) for row, values in entry.rows.items() if row not in LISTENS}
     controls = {row: value for row, value in found.items() if value is not None}
     value = entry.rows[own].get(protocol, {}).get(metric)
     if not controls or value is None:

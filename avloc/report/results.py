@@ -27,13 +27,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-__all__ = ["GUIDED", "HEARD", "LOWER_IS_BETTER", "MODEL", "ResultsError", "Run", "Samples", "Scores", "read_run"]
+__all__ = [
+    "ANOTHER_CONTEXT",
+    "GUIDED",
+    "HEARD",
+    "LOWER_IS_BETTER",
+    "MODEL",
+    "ResultsError",
+    "Run",
+    "Samples",
+    "Scores",
+    "read_run",
+]
 
 MODEL = "model"
 GUIDED = "with OGL"
 """Row of the model with object-guided localisation (`avloc.methods.baselines.ogl`)."""
-HEARD = ("shuffled sound", "silenced", "noise")
-"""Rows of the model itself under other sounds; the other controls see no model."""
+ANOTHER_CONTEXT = "another context"
+HEARD = ("shuffled sound", "silenced", "noise", ANOTHER_CONTEXT)
+"""Rows of the model itself under other sounds, or conditioned on another picture; the other controls see no model."""
 
 LOWER_IS_BETTER = re.compile(r"^(g?fpr|pia|recall_precision_gap|share)")
 """Metrics of which less is better."""

@@ -91,6 +91,28 @@ def test_shuffled_sounds_come_from_another_record_and_class(tmp_path: Path) -> N
     assert again.partner == data.partner != EvalSet(path, SPEC, sound="shuffled", seed=6).partner
 
 
+def test_another_context_is_the_picture_of_another_record_and_class(tmp_path: Path) -> None:
+    path = toy_set(tmp_path, 24)
+    own, data = EvalSet(path, SPEC), EvalSet(path, SPEC, context="shuffled", seed=5)
+    assert (own.row, data.row) == ("model", "another context")
+    pictures = {number(own[i].key): own[i].image for i in range(24)}
+    shown = {}
+    for i in range(24):
+        item = data[i]
+        np.testing.assert_array_equal(item.image, own[i].image)
+        np.testing.assert_array_equal(item.audio, own[i].audio)
+        (shown[number(item.key)],) = (n for n, x in pictures.items() if np.array_equal(x, item.context))
+    assert all(n % 3 != m % 3 for n, m in shown.items())
+    assert sorted(shown.values()) == list(range(24))
+    batch = collate([data[i] for i in range(4)])
+    assert batch.context is not None
+    assert batch.context.shape == batch.image.shape
+    assert batch.take([2]).context.shape[0] == 1
+    assert collate([own[0]]).context is None
+    with pytest.raises(ShardError, match="two controls"):
+        EvalSet(path, SPEC, sound="silence", context="shuffled")
+
+
 @pytest.mark.parametrize("sizes", [(1, 1), (2,), (9,), (5, 1), (3, 3), (4, 3, 1), (2, 2, 2, 1), (50, 49, 1)])
 def test_a_derangement_avoids_the_own_class_wherever_possible(sizes: tuple[int, ...]) -> None:
     labels = [f"c{k}" for k, n in enumerate(sizes) for _ in range(n)]

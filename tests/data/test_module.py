@@ -370,3 +370,18 @@ def test_the_world_is_made_when_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
     assert made == []
     AVDataModule(test=["toy", "world:single/heard"], calibration=["world:val"], root=str(tmp_path)).prepare_data()
     assert made == [(tmp_path, "single", "val")]
+
+
+def test_another_context_is_a_twin_of_each_test_set_for_conditioned_methods(tmp_path: Path) -> None:
+    toy_set(tmp_path, 8, split="test")
+    data = module(tmp_path, test=["toy"], sound_controls=["silence"], contexts=["shuffled"])
+    run, method = trainer(tmp_path), Listener()
+    with pytest.raises(ValueError, match=r"data\.contexts.*Listener as configured is none"):
+        run.test(method, data, verbose=False)
+    method.conditioned = True  # type: ignore[assignment]
+    run.test(method, data, verbose=False)
+    assert [(s.name, s.row) for s in data.test_sets] == [
+        ("toy", "model"),
+        ("toy", "silenced"),
+        ("toy", "another context"),
+    ]

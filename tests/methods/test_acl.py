@@ -17,9 +17,12 @@ from avloc.backbones.clipseg import normalise
 from avloc.data.phrases import PhraseError
 from avloc.methods.acl import ACL
 from avloc.methods.acl.losses import Objective, Pairs, caption_contrast, image_similarity
-from avloc.methods.acl.network import ACLNetwork, ImageMasker, feature_mask
+from avloc.methods.acl.network import ACLNetwork, ImageMasker, feature_mask, upsampled
 from avloc.methods.acl.phrases import PhraseEmbeddings, phrase_ids
+from avloc.methods.base import CheckpointError
 from avloc.methods.souple import SOUPLE
+from avloc.methods.souple.network import SOUPLENetwork
+from avloc.weights import WeightError
 from tests.methods.tiny import tiny_batch, tiny_beats, tiny_clipseg, tiny_files
 
 B = 3
@@ -139,6 +142,83 @@ def test_readings_of_the_area_term() -> None:
     # Batch: diagonal mean 0.4, off-diagonal sum 0.3 over B^2 = 4. Pair: |0.1| + |-0.1| and 0.2 + 0.1.
     assert Objective(p_plus=0.4)(p)["area_reg"].item() == pytest.approx(0.0 + 0.075, abs=1e-6)
     assert Objective(p_plus=0.4, area="pair")(p)["area_reg"].item() == pytest.approx(0.2 + 0.3, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["acl", "souple"])
+def test_the_printed_equations_one_pair_at_a_time(method: str) -> None:
+    """`acl_ssl_equations`, `souple_ctx4_equations`: a mask of every pair by one draw of noise, its area, its sound."""
+    torch.manual_seed(1)
+    kind = ACLNetwork if method == "acl" else SOUPLENetwork
+    net = kind(tiny_clipseg(), tiny_beats(), one_noise=True, masker=(2.0, -0.1)).eval()
+    image, features, A = asked(net)
+    u, u_own = noise()
+    objective = Objective(tau=0.07, p_plus=0.4, p_minus=0.1, area="pair", feature_sound="mask")
+    terms = objective(net.pairs(image, features, A, noise=(u, u_own)))
+    w, b = net.masker_i.w.item(), net.masker_i.b.item()
+    cos = torch.nn.CosineSimilarity(dim=-1)
+    S_I, S_F, reg = np.zeros((B, B)), np.zeros((B, B)), 0.0
+    for i in range(B):
+        seen = net.av_grounder.encode_image(image[i : i + 1], reduced=True, dense=True)
+        for j in range(B):
+            M = net.av_grounder.decode(seen.reduced, A[i, j].view(1, 1, -1))[0, 0]
+            M_I = (torch.sigmoid(w * M + b + torch.log(u[i, j] / (1 - u[i, j]))) > 0.5).float()
+            reg += abs(M_I.mean().item() - (0.4 if i == j else 0.1))
+            m = (M - M.min()) / (M.max() - M.min())
+            M_F = torch.sigmoid((m[::16, ::16] - 0.5) / 0.07)
+            v_F = (M_F * seen.dense[0]).sum((-1, -2)) / M_F.sum()
+            S_F[i, j] = cos(v_F, A[i, j]).item()
+            if i == j:
+                v_I = net.av_grounder.encode_image(image[i : i + 1] * M_I, pooled=True).pooled[0]
+        for j in range(B):
+            S_I[i, j] = cos(v_I, A[i, j]).item()
+    assert 0.05 < reg < B * B  # neither full nor empty masks alone
+    assert terms["area_reg"].item() == pytest.approx(reg, abs=1e-4)
+    for term, S in (("acl_i", S_I), ("acl_f", S_F)):
+        want = 0.0
+        for i in range(B):
+            to_sounds = sum(math.exp(S[i, j] / 0.07) for j in range(B))
+            to_pictures = sum(math.exp(S[j, i] / 0.07) for j in range(B))
+            want -= (math.log(math.exp(S[i, i] / 0.07) / to_sounds)) / (2 * B)
+            want -= (math.log(math.exp(S[i, i] / 0.07) / to_pictures)) / (2 * B)
+        assert terms[term].item() == pytest.approx(want, abs=2e-4), term
+    assert terms["loss"].item() == pytest.approx(sum(terms[k].item() for k in ("acl_i", "acl_f", "area_reg")), rel=1e-5)
+
+
+def test_the_printed_area_term_is_of_another_size_than_the_released() -> None:
+    """Sixteen pictures whose masks cover a tenth, by hand: 16 x 0.3 + 240 x 0.1 against 0.3 + 0.1 x 15 / 16."""
+    g = torch.Generator().manual_seed(1)
+    v = torch.randn(16, 16, 4, generator=g)
+    p = Pairs(v, torch.arange(16), v, v[0], torch.full((16, 16), 0.1))
+    assert Objective(area="pair")(p)["area_reg"].item() == pytest.approx(28.8, rel=1e-5)
+    assert Objective()(p)["area_reg"].item() == pytest.approx(0.39375, rel=1e-5)
+
+
+@pytest.mark.parametrize("image_mask", ["soft", "feature"])
+def test_one_draw_of_noise_leaves_the_chosen_image_mask(image_mask: str) -> None:
+    seen = []
+    for one_noise in (False, True):
+        net = network(image_mask=image_mask, one_noise=one_noise)
+        image, features, A = asked(net)
+        seen.append(net.pairs(image, features, A, noise=noise()).v_i)
+    torch.testing.assert_close(seen[0], seen[1])
+
+
+def test_the_reused_feature_mask_is_upsampled_from_the_patch_grid() -> None:
+    """Table 13, row 2, by hand: corners hold a patch's value, what lies between two their mean by distance."""
+    mask = torch.tensor([[0.2, 0.8], [0.4, 1.0]])
+    up = upsampled(mask, 4)
+    assert up[0].tolist() == pytest.approx([0.2, 0.35, 0.65, 0.8])
+    assert up[:, 0].tolist() == pytest.approx([0.2, 0.25, 0.35, 0.4])
+    net, hidden = network(image_mask="feature"), []
+    image, features, A = asked(net)
+    encode = net.av_grounder.encode_image
+    net.av_grounder.encode_image = lambda x, **k: hidden.append(x) or encode(x, **k)  # type: ignore[assignment]
+    net.pairs(image, features, A)
+    for i in range(B):
+        M = net.mask_logits([r[i : i + 1] for r in features.reduced], A[i, i].view(1, 1, -1))[0, 0]
+        m = ((M - M.min()) / (M.max() - M.min()))[::16, ::16]
+        want = upsampled(torch.sigmoid((m - 0.5) / 0.07), 32)
+        torch.testing.assert_close(hidden[0][i], image[i] * want, atol=1e-4, rtol=1e-3)
 
 
 def test_weights_and_absent_terms() -> None:
@@ -369,3 +449,29 @@ def test_plain_training_is_untouched_by_phrases(tmp_path: Path) -> None:
         losses.append(model.training_losses(b))
     assert losses[0].keys() == losses[1].keys() == {"acl_i", "acl_f", "area_reg", "loss"}
     assert all(torch.equal(losses[0][k], losses[1][k]) for k in losses[0])
+
+
+def test_starts_from_the_authors_checkpoint_and_from_our_own(tmp_path: Path) -> None:
+    files = tiny_files(tmp_path)
+    torch.manual_seed(3)
+    trained = ACL(masker=(3.0, 5.0), **files)  # type: ignore[arg-type]
+    state = trained.network.state_dict()
+    parts = {p: {k[len(p) + 1 :]: v for k, v in state.items() if k.startswith(p)} for p in ("audio_proj", "masker_i")}
+    torch.save(parts, tmp_path / "official.pth")
+    own = {"state_dict": trained.state_dict(), "hyper_parameters": dict(trained.hparams)}
+    trained.on_save_checkpoint(own)
+    torch.save(own, tmp_path / "own.ckpt")
+    for method in (ACL, SOUPLE):
+        for name in ("official.pth", "own.ckpt"):
+            torch.manual_seed(4)
+            started = method(audio_proj=f"file:{tmp_path / name}", **files)  # type: ignore[arg-type]
+            for k, v in started.network.state_dict().items():
+                if k.startswith(("audio_proj", "masker_i")):
+                    assert torch.equal(v, state[k]), k
+            assert "audio_proj" not in started.hparams  # a rebuilt method does not need that file
+    torch.save({"state_dict": {}}, tmp_path / "other.pth")
+    with pytest.raises(WeightError, match="no ACL checkpoint"):
+        ACL(audio_proj=f"file:{tmp_path / 'other.pth'}", **files)  # type: ignore[arg-type]
+    tiny_beats(seed=9).save_world(tmp_path / "beats.safetensors")
+    with pytest.raises(CheckpointError, match="trained on top of beats weights"):
+        SOUPLE(audio_proj=f"file:{tmp_path / 'own.ckpt'}", **files)  # type: ignore[arg-type]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from jsonargparse import ArgumentError, ArgumentParser
+from lightning import Trainer
 
-from avloc.backbones.clipseg import normalise
+from avloc.backbones.clipseg import ImageFeatures, normalise
+from avloc.methods.load import load_method
+from avloc.methods.souple import SOUPLE
 from avloc.methods.souple.network import MetaNet, SOUPLENetwork
-from tests.methods.tiny import tiny_batch, tiny_beats, tiny_clipseg
+from tests.methods.tiny import tiny_batch, tiny_beats, tiny_clipseg, tiny_files
 
 
 def network(**options: object) -> SOUPLENetwork:
@@ -86,17 +93,104 @@ def test_fusion_has_no_audio_token() -> None:
     assert not torch.allclose(loud, quiet)  # the sound still speaks, through the context
 
 
-def test_ensemble_averages_every_position() -> None:
+@pytest.mark.parametrize("ensemble", ["raw", "features"])
+def test_ensemble_averages_every_position(ensemble: str) -> None:
     batch = tiny_batch(2)
-    every = network(variant="ensemble")
+    every = network(variant="ensemble", ensemble=ensemble)
     features = every.see(normalise(batch.image))
     A = every.answer(features, every.hear(batch.audio))
+    singles = at_each_position(every, features, batch.audio)
+    if ensemble == "features":
+        singles = [F.normalize(x, dim=-1) for x in singles]
+    torch.testing.assert_close(A, torch.stack(singles).mean(0))
+    torch.testing.assert_close(A, every.ask(features, every.hear(batch.audio))[[0, 1], [0, 1]])  # in training, too
+
+
+def test_ensemble_in_use_alone_trains_as_the_standard_one() -> None:
+    batch = tiny_batch(2)
+    late, standard = network(variant="ensemble_test"), network()
+    assert late.state_dict().keys() == standard.state_dict().keys()
+    features = late.see(normalise(batch.image))
+    tokens = late.hear(batch.audio)
+    torch.testing.assert_close(late.ask(features, tokens), standard.ask(features, tokens))
+    singles = at_each_position(standard, features, batch.audio)
+    torch.testing.assert_close(late.answer(features, tokens), torch.stack(singles).mean(0))
+
+
+def at_each_position(net: SOUPLENetwork, features: ImageFeatures, audio: torch.Tensor) -> list[torch.Tensor]:
+    """What the standard network with the same weights answers with the audio token at 1, ..., 5."""
     singles = []
     for p in range(1, 6):
         single = network(position=p)
-        single.load_state_dict(every.state_dict())
-        singles.append(F.normalize(single.answer(features, single.hear(batch.audio)), dim=-1))
-    torch.testing.assert_close(A, torch.stack(singles).mean(0))
+        single.load_state_dict(net.state_dict())
+        singles.append(single.answer(features, single.hear(audio)))
+    return singles
+
+
+def test_without_a_meta_net_no_picture_changes_the_context() -> None:
+    net = network(emits="none")
+    assert not any("meta_net" in k for k in net.state_dict())
+    batch = tiny_batch(3)
+    features, tokens = net.see(normalise(batch.image)), net.hear(batch.audio)
+    A = net.ask(features, tokens)
+    torch.testing.assert_close(A[0], A[2])
+    (rows,) = prompts(net)
+    torch.testing.assert_close(rows[:, 1:5], net.V.expand(2, -1, -1))
+    A.sum().backward()
+    assert net.V.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="emits: none"):
+        network(emits="none", variant="fusion")
+
+
+def test_all_options_of_acl_and_no_misspelt_one(tmp_path: Path) -> None:
+    files = tiny_files(tmp_path)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(SOUPLE, "model")
+
+    def build(**given: object) -> SOUPLE:
+        config = {"class_path": "avloc.methods.souple.SOUPLE", "init_args": {**files, **given}}
+        return parser.instantiate_classes(parser.parse_object({"model": config})).model
+
+    options = {"image_mask": "soft", "feature_mask": "hard", "one_noise": True, "phrase_template": "a photo of {}"}
+    model = build(context=2, tokens=2, **options)
+    assert [getattr(model.network, k) for k in list(options)[:3]] == ["soft", "hard", True]
+    assert (model.network.V.shape[0], model.embed_phrases.template) == (2, "a photo of {}")
+    for wrong in ("positon", "image_masks", "template"):
+        with pytest.raises(ArgumentError, match=wrong):
+            build(**{wrong: "hard"})
+    with pytest.raises(ArgumentError, match="image_mask"):
+        build(image_mask="hardest")
+
+
+def test_is_rebuilt_from_its_checkpoint(tmp_path: Path) -> None:
+    model = SOUPLE(context=2, emits="separate", one_noise=True, **tiny_files(tmp_path))  # type: ignore[arg-type]
+    trainer = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu", max_epochs=0)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    rebuilt = load_method(tmp_path / "it.ckpt", "cpu")
+    assert isinstance(rebuilt, SOUPLE)
+    assert rebuilt.network.one_noise
+    torch.testing.assert_close(rebuilt.network.V, model.network.V)
+    torch.testing.assert_close(rebuilt.network.meta_net.up.weight, model.network.meta_net.up.weight)
+
+
+def test_another_context_changes_the_prompt_alone(tmp_path: Path) -> None:
+    files = tiny_files(tmp_path)
+    model = SOUPLE(**files).eval()  # type: ignore[arg-type]
+    assert model.conditioned
+    assert not SOUPLE(emits="none", **files).conditioned  # type: ignore[arg-type]
+    batch, other = tiny_batch(2), tiny_batch(2, seed=5)
+    with torch.no_grad():
+        plain, same = model.localize(batch), model.localize(replace(batch, context=batch.image))
+        changed = model.localize(replace(batch, context=other.image))
+        net = model.network
+        features = net.see(normalise(batch.image))
+        A = net.answer(net.see(normalise(other.image)), net.hear(batch.audio))
+        heatmap, confidence = net.locate(features, A[:, None], model.heatmap_size)
+    torch.testing.assert_close(plain.heatmap, same.heatmap)
+    torch.testing.assert_close(changed.heatmap, heatmap)
+    torch.testing.assert_close(changed.confidence, confidence)
+    assert not torch.equal(changed.confidence, plain.confidence)
 
 
 def test_ensemble_of_logits_averages_maps() -> None:

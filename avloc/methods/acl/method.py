@@ -15,11 +15,15 @@ from avloc.data.phrases import PhraseError
 from avloc.methods.acl.losses import Objective
 from avloc.methods.acl.network import ACLNetwork, FeatureMask, ImageMask
 from avloc.methods.acl.phrases import PhraseEmbeddings, phrase_ids
-from avloc.methods.base import Localizer
+from avloc.methods.base import IDENTITY, Localizer
 from avloc.types import AVBatch, InputSpec, Localization
 from avloc.weights import WeightError, load_into, locate, read_state
 
 __all__ = ["ACL"]
+
+LEARNED = ("audio_proj", "masker_i")
+# A rebuilt method is used, not trained on: a resumed one gets its optimiser, and what it started from, from the YAML.
+NOT_STORED = ["optimizer", "lr_scheduler", "audio_proj"]
 
 
 class ACL(Localizer):
@@ -28,7 +32,9 @@ class ACL(Localizer):
     Args:
         clipseg: weight source of the grounder.
         beats: weight source of the audio tower.
-        audio_proj: weight source of an official ACL checkpoint (``{"audio_proj", "masker_i"}``) to start from.
+        audio_proj: weight source of a trained projection and image mask to start from: the authors' checkpoint
+            (``{"audio_proj", "masker_i"}``), or one of `avloc fit`, of ACL-SSL or SOUPLE (``file:PATH``). What was
+            started so is rebuilt from its own checkpoint alone.
         objective: loss weights, priors, and the paper's or the released reading of each term. With a ``lambda_c`` above
             0, training is guided by the object phrases that ``data.phrases`` shows ("AV + LLM alignment").
         tokens: audio tokens of a sound: 1, 2, 4 or 8 (table 11).
@@ -79,8 +85,7 @@ class ACL(Localizer):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
-        # A rebuilt method is used, not trained on; a resumed one gets its optimiser from the YAML.
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"], logger=False)
+        self.save_hyperparameters(ignore=NOT_STORED, logger=False)
         self.input_spec = InputSpec(
             image_size=image_size,
             train_scale=train_scale,
@@ -105,28 +110,36 @@ class ACL(Localizer):
         )
         self.embed_phrases = PhraseEmbeddings(grounder, phrase_template)
         if audio_proj is not None:
-            self.load_official(audio_proj)
+            self.start_from_projection(audio_proj)
         if compile_towers:
             grounder.compile_towers()
 
     def build_network(self, grounder: CLIPSeg, ears: BEATs, **options: Any) -> ACLNetwork:
         return ACLNetwork(grounder, ears, **options)
 
-    def load_official(self, source: str) -> None:
-        """Start from the authors' checkpoint.
+    def start_from_projection(self, source: str) -> None:
+        """Take over the audio projection and the image mask of a checkpoint, the authors' or our own.
 
         Raises:
-            WeightError: the file is missing or holds another model.
+            WeightError: the file is missing, holds another model, or parts of another size.
+            CheckpointError: it was trained on top of other frozen weights.
         """
         file = locate(source)
-        assert file.path is not None, "an official checkpoint is a file"
-        state = read_state(Path(file.path))
-        if not {"audio_proj", "masker_i"} <= state.keys():
+        assert file.path is not None, "a checkpoint is a file"
+        content = read_state(Path(file.path))
+        if IDENTITY in content:
+            self.check_frozen(content)
+            stored = content["state_dict"]
+            state = {part: below(stored, f"network.{part}.") for part in LEARNED}
+            state = {part: tensors for part, tensors in state.items() if tensors}
+        else:
+            state = content
+        if not set(LEARNED) <= state.keys():
             raise WeightError(
-                f"{file.path} is no ACL checkpoint: it has {sorted(state)[:4]}, not audio_proj and masker_i."
+                f"{file.path} is no ACL checkpoint: it has {sorted(content)[:4]}, not audio_proj and masker_i."
             )
-        load_into(self.network.audio_proj, state["audio_proj"], str(file.path))
-        load_into(self.network.masker_i, state["masker_i"], str(file.path))
+        for part in LEARNED:
+            load_into(getattr(self.network, part), state[part], str(file.path))
 
     def training_losses(self, batch: AVBatch) -> dict[str, Tensor]:
         """``acl_i``, ``acl_f``, ``area_reg``, with phrases ``acl_c``, and their weighted sum ``loss``.
@@ -154,8 +167,17 @@ class ACL(Localizer):
         return self.network.embedding(A[:, None])[:, 0]
 
     def localize(self, batch: AVBatch) -> Localization:
-        """One source a sample; the confidence is the cosine of v_f and A (`facts/metrics.md` section 4)."""
+        """One source a sample; the confidence is the cosine of v_f and A, as the release scores the extended sets.
+
+        Where the batch brings another context, the prompt is conditioned on it, and the picture is asked as before.
+        """
         features = self.network.see(normalise(batch.image))
-        A = self.network.answer(features, self.network.hear(batch.audio))
+        context = None if batch.context is None else self.network.see(normalise(batch.context))
+        A = self.network.answer(context or features, self.network.hear(batch.audio))
         heatmap, confidence = self.network.locate(features, A[:, None], self.heatmap_size)
         return Localization(heatmap, confidence)
+
+
+def below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name begins with ``prefix``, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

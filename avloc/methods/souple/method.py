@@ -5,13 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-
 from avloc.backbones.beats import BEATs
 from avloc.backbones.clipseg import CLIPSeg
-from avloc.methods.acl.losses import Objective
-from avloc.methods.acl.method import ACL
+from avloc.methods.acl.method import ACL, NOT_STORED
 from avloc.methods.acl.network import ACLNetwork
 from avloc.methods.souple.network import (
     Conditioned,
@@ -38,24 +34,10 @@ class SOUPLE(ACL):
         image_feature: see `SOUPLENetwork`.
         emits: see `SOUPLENetwork`.
         start: see `SOUPLENetwork`.
-        variant: ``standard``, ``fusion`` or ``ensemble`` (table 8).
+        variant: ``standard``, ``fusion``, ``ensemble`` or ``ensemble_test`` (table 8); see `SOUPLENetwork`.
         ensemble: see `SOUPLENetwork`.
         conditioned: see `SOUPLENetwork`.
-        clipseg: see `ACL`, as all that follow.
-        beats: weight source of the audio tower.
-        objective: weights and readings of the loss.
-        masker: initial w and b of the image mask.
-        feature_layers: BEATs layers that are heard.
-        layer_drop: let BEATs skip layers in training.
-        image_size: side of the picture in pixels.
-        seconds: length of the sound.
-        train_scale: size of training pictures before the crop, relative to the side.
-        heatmap_size: side of the heat map.
-        chunk: pictures whose pairs go through the decoder together.
-        recompute: recompute the decoder in backward.
-        compile_towers: `torch.compile` the frozen vision tower.
-        optimizer: see `Localizer`.
-        lr_scheduler: see `Localizer`.
+        acl: all options of `ACL` but ``template``, whose place the context takes.
     """
 
     paper_parameters = 2_380_000
@@ -68,23 +50,9 @@ class SOUPLE(ACL):
         emits: Emits = "shared",
         start: Start = "normal",
         variant: Variant = "standard",
-        ensemble: Ensemble = "features",
+        ensemble: Ensemble = "raw",
         conditioned: Conditioned = "asked",
-        clipseg: str = "hf:CIDAS/clipseg-rd64-refined",
-        beats: str = "beats",
-        objective: Objective = Objective(),  # noqa: B008  frozen
-        masker: tuple[float, float] = (10.0, 14.0),
-        feature_layers: tuple[int, ...] = (4, 8, 12),
-        layer_drop: bool = False,
-        image_size: int = 352,
-        seconds: float = 10.0,
-        train_scale: float = 1.1,
-        heatmap_size: int = 224,
-        chunk: int = 8,
-        recompute: bool = False,
-        compile_towers: bool = False,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        **acl: Any,
     ) -> None:
         self.network_type = partial(
             SOUPLENetwork,
@@ -97,24 +65,10 @@ class SOUPLE(ACL):
             ensemble=ensemble,
             conditioned=conditioned,
         )
-        super().__init__(
-            clipseg=clipseg,
-            beats=beats,
-            objective=objective,
-            masker=masker,
-            feature_layers=feature_layers,
-            layer_drop=layer_drop,
-            image_size=image_size,
-            seconds=seconds,
-            train_scale=train_scale,
-            heatmap_size=heatmap_size,
-            chunk=chunk,
-            recompute=recompute,
-            compile_towers=compile_towers,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-        )
+        super().__init__(template="{}", **acl)
+        self.conditioned = emits != "none"
+        self.save_hyperparameters(ignore=["template", *NOT_STORED], logger=False)
 
     def build_network(self, grounder: CLIPSeg, ears: BEATs, **options: Any) -> ACLNetwork:
-        del options["template"], options["tokens"]  # the learned context stands in their place
+        del options["template"]  # the learned context stands in its place
         return self.network_type(grounder, ears, **options)

@@ -20,10 +20,10 @@ from avloc.methods.losses import gather_rows
 __all__ = ["MetaNet", "SOUPLENetwork"]
 
 ImageFeature = Literal["pooled", "hidden", "patches"]
-Emits = Literal["shared", "separate", "only"]
+Emits = Literal["shared", "separate", "only", "none"]
 Start = Literal["normal", "words"]
-Variant = Literal["standard", "fusion", "ensemble"]
-Ensemble = Literal["features", "logits"]
+Variant = Literal["standard", "fusion", "ensemble", "ensemble_test"]
+Ensemble = Literal["raw", "features", "logits"]
 Conditioned = Literal["own", "asked"]
 
 WORDS = "a photo of a"
@@ -59,19 +59,22 @@ class SOUPLENetwork(ACLNetwork):
         position: place of the audio token among the M + 1, from 1; 0 means last.
         image_feature: what enters the meta-net: CLIP's ``pooled`` L2-normalised image embedding, the ``hidden``
             class token before projection, or the mean of the dense features of all ``patches``.
-        emits: one vector ``shared`` by (added to) every learned vector, ``separate`` vectors added, or the
-            emitted vectors ``only``.
+        emits: one vector ``shared`` by (added to) every learned vector, ``separate`` vectors added, the emitted
+            vectors ``only``, or ``none``: learned vectors that no picture changes, without a meta-net (CoOp).
         start: learned vectors drawn ``normal`` with standard deviation 0.02, or the ``words`` "a photo of a" (M = 4).
         variant: ``standard``; ``fusion``: context from the sum of picture and sound and no audio token;
-            ``ensemble``: the audio token at every position in turn, then averaged.
-        ensemble: average L2-normalised ``features`` or mask ``logits``.
+            ``ensemble``: the audio token at every position in turn, then averaged, in training and in use;
+            ``ensemble_test``: trained as ``standard``, averaged in use alone.
+        ensemble: average the ``raw`` features, L2-normalised ``features`` (a mean of unit vectors reaches the decoder,
+            which standard and fusion feed raw ones), or the mask ``logits`` of raw ones.
         conditioned: for picture i and the sound of sample j the context comes from the picture i that is
             ``asked`` (CoCoOp's reading: one prompt a pair), or from j's ``own`` picture (one prompt a sample: cheaper,
             but the prompt then tells its picture, which the contrast can match without listening).
         acl: options of `ACLNetwork`.
 
     Raises:
-        ValueError: a position beyond M + 1, or ``words`` with another M than 4.
+        ValueError: a position beyond M + 1, ``words`` with another M than 4, or ``fusion`` whose context nothing
+            conditions.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class SOUPLENetwork(ACLNetwork):
         emits: Emits = "shared",
         start: Start = "normal",
         variant: Variant = "standard",
-        ensemble: Ensemble = "features",
+        ensemble: Ensemble = "raw",
         conditioned: Conditioned = "asked",
         **acl: Any,
     ) -> None:
@@ -100,7 +103,11 @@ class SOUPLENetwork(ACLNetwork):
         inputs = grounder.config.vision_config.hidden_size if image_feature == "hidden" else grounder.width
         if variant == "fusion" and inputs != width:
             raise ValueError(f"fusion adds picture ({inputs}) and sound ({width}); use image_feature: pooled.")
-        self.meta_net = MetaNet(inputs, width, 1 if emits == "shared" else context)
+        if variant == "fusion" and emits == "none":
+            raise ValueError(
+                "fusion puts the sound into the context, and emits: none has no meta-net to carry it there."
+            )
+        self.meta_net = None if emits == "none" else MetaNet(inputs, width, 1 if emits == "shared" else context)
 
     def _initial(self, context: int, width: int, start: Start) -> Tensor:
         if start == "normal":
@@ -128,7 +135,7 @@ class SOUPLENetwork(ACLNetwork):
 
     def ask(self, features: ImageFeatures, tokens: Tensor, gathered: bool = False) -> Tensor:
         F_I = self.F_I(features)
-        if self.conditioned == "own":
+        if self.conditioned == "own" or self.meta_net is None:
             A = self.condition(F_I, tokens)
             A = gather_rows(A) if gathered else A
             return A.expand(len(F_I), *A.shape)
@@ -139,10 +146,15 @@ class SOUPLENetwork(ACLNetwork):
         return self.condition(pictures, sounds).unflatten(0, (B, M))
 
     def answer(self, features: ImageFeatures, tokens: Tensor) -> Tensor:
-        return self.condition(self.F_I(features), tokens)
+        return self.condition(self.F_I(features), tokens, everywhere=self.variant in ("ensemble", "ensemble_test"))
 
-    def condition(self, F_I: Tensor, tokens: Tensor) -> Tensor:
+    def condition(self, F_I: Tensor, tokens: Tensor, everywhere: bool | None = None) -> Tensor:
         """A of picture features ``[B, D]`` and audio tokens ``[B, K, C]`` that belong together.
+
+        Args:
+            F_I: from `F_I`.
+            tokens: from `hear`.
+            everywhere: average over all positions of the audio token; by default as in training.
 
         Returns:
             ``[B, D]``, or ``[B, M + 1, D]`` for an ensemble that averages mask logits.
@@ -150,14 +162,18 @@ class SOUPLENetwork(ACLNetwork):
         if self.variant == "fusion":
             return self.prompt(self._context(F_I + tokens.mean(1)))
         V = self._context(F_I)
-        if self.variant == "standard":
+        if not (self.variant == "ensemble" if everywhere is None else everywhere):
             return self.prompt(insert(V, tokens, self.position))
-        places = [self.prompt(insert(V, tokens, p)) for p in range(1, V.shape[1] + 2)]
-        every = F.normalize(torch.stack(places, dim=1), dim=-1)
-        return every if self.ensemble == "logits" else every.mean(1)
+        every = torch.stack([self.prompt(insert(V, tokens, p)) for p in range(1, V.shape[1] + 2)], dim=1)
+        if self.ensemble == "logits":
+            return every
+        return (F.normalize(every, dim=-1) if self.ensemble == "features" else every).mean(1)
 
     def _context(self, F_I: Tensor) -> Tensor:
         """Context tokens V_m(x), ``[B, M, C]``."""
+        if self.meta_net is None:
+            assert self.V is not None
+            return self.V.expand(len(F_I), -1, -1)
         pi = self.meta_net(F_I)
         return pi if self.V is None else self.V + pi
 

@@ -66,9 +66,10 @@ def run(case: Case) -> dict[str, Tensor]:
     embedding.retain_grad()
     noise = tuple((case.inputs[f"uniform_{i}"].float() + 0.5) / 256 for i in (0, 1))
     pairs = net.pairs(image, features, embedding.expand(len(image), *embedding.shape), noise=noise)
-    objective = Objective(c["loss_w"][0], c["loss_w"][1], c["loss_w"][2], 1 / c["beta"], c["p_thr"], c["n_thr"])
-    losses = objective(pairs)
+    released = {"tau": 1 / c["beta"], "p_plus": c["p_thr"], "p_minus": c["n_thr"]}
+    losses = Objective(*c["loss_w"], **released)(pairs)
     losses["loss"].backward()
+    losses = Objective(**released)(pairs) | losses  # the terms of weight 0, too
 
     with torch.no_grad():
         M = net.mask_logits(features.reduced, pairs.A)
@@ -89,7 +90,8 @@ def run(case: Case) -> dict[str, Tensor]:
     results |= {f"loss.{k}": v for k, v in losses.items() if k != "loss"}
     for part in ("audio_proj", "masker_i"):
         for name, p in getattr(net, part).named_parameters():
-            results |= gradient_tensors(f"{part}.{name}", p.grad, case)
+            gradient = torch.zeros_like(p) if p.grad is None else p.grad
+            results |= gradient_tensors(f"{part}.{name}", gradient, case)
     return results
 
 

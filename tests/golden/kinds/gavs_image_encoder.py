@@ -11,7 +11,6 @@ from avloc.methods.gavs.network import Design, GAVSNetwork
 from tests.golden.case import Case
 from tests.golden.kinds.sam_prompt_decoder import load_parts, sam_config
 
-
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
