@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import permutations
 from typing import Literal
 
 import torch
@@ -22,14 +21,15 @@ from avloc.metrics.extended import top_quarter
 from avloc.metrics.maps import flip_minmax, minmax, resize
 from avloc.metrics.negative import image_share
 from avloc.metrics.regions import count_regions
-from avloc.metrics.thresholds import SWEEP, Operator, area_threshold, median_threshold, predicted
+from avloc.metrics.thresholds import SWEEP, Operator, area_threshold, median_threshold, positive_median, predicted
 from avloc.metrics.universal import GRID
 from avloc.types import AVBatch, Localization
 
 __all__ = ["EXTENTS", "IDENTITIES", "KINDS", "SOURCES", "Measure", "Scored", "extents", "identities"]
 
-SOURCES = 5
-"""Most sources of a sample that a measure over sources keeps (AVSBench-Semantic has up to five)."""
+SOURCES = 8
+"""Most sources of a sample that a measure over sources keeps (AVSBench-Semantic has up to five), and most maps of a
+method that are paired with them."""
 
 KINDS = ("", "silence", "noise", "offscreen", "mismatch", "natural")
 """Sound conditions; the column ``negative`` holds the place in this list, 0 for a positive."""
@@ -179,6 +179,10 @@ def median(maps: Tensor, truth: Tensor) -> Tensor:
     return median_threshold(maps)
 
 
+def above_zero(maps: Tensor, truth: Tensor) -> Tensor:
+    return positive_median(maps)
+
+
 def cut_sweep(scored: Scored, eps: float = 0.0) -> dict[str, Tensor]:
     return {"ciou": ciou(scored.map, scored.target, SWEEP, ">=", eps)}
 
@@ -202,14 +206,23 @@ def frames(scored: Scored) -> dict[str, Tensor]:
     }
 
 
+def shares(scored: Scored) -> dict[str, Tensor]:
+    return {"share": image_share(scored.map, SWEEP, ">")}
+
+
 def frames_adaptive(scored: Scored) -> dict[str, Tensor]:
-    """Third party: IoU with ``>``, cIoU and the share of the image with ``>=`` on the same threshold."""
+    """ACL-SaN: IoU with ``>``, cIoU and the share of the image with ``>=`` on the same threshold."""
     threshold = area_threshold(scored.map, scored.target)
     return {
         "iou": avs.iou(scored.map, scored.target, threshold),
         "ciou": ciou(scored.map, scored.target, threshold, ">=", eps=1e-12),
         "share": image_share(scored.map, threshold, ">="),
     }
+
+
+def frames_of_area(scored: Scored) -> dict[str, Tensor]:
+    """IoU and F of as many highest pixels as the object has; F is NaN for a frame without."""
+    return dict(zip(("iou", "fscore"), avs.top_pixels(scored.map, scored.target), strict=True))
 
 
 def predicted_share(scored: Scored) -> dict[str, Tensor]:
@@ -227,8 +240,8 @@ def padded(values: Tensor, real: Tensor) -> Tensor:
     return F.pad(values, (0, 0, 0, SOURCES - values.shape[1]), value=torch.nan).flatten(1)
 
 
-def sourcewise(scored: Scored, maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps and truths of all sources, ``[B S, G, G']`` each.
+def sources_of(scored: Scored) -> Tensor:
+    """The truths of all sources, ``[B, S, G, G']``.
 
     Raises:
         ValueError: more than `SOURCES` sources.
@@ -239,39 +252,50 @@ def sourcewise(scored: Scored, maps: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"{scored.batch.key[0]}, ...: a sample has {truth.shape[1]} sources; at most {SOURCES} can be scored."
         )
-    return maps.flatten(0, 1), truth.flatten(0, 1)
+    return truth
+
+
+def sourcewise(scored: Scored, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps and truths of all sources, ``[B S, G, G']`` each."""
+    return maps.flatten(0, 1), sources_of(scored).flatten(0, 1)
 
 
 def own_sources(scored: Scored) -> dict[str, Tensor]:
-    """cIoU of the larger half of each source's map (after min-max), AP of the map as it is, and the mean AP of the
-    best assignment of maps to sources, whoever is asked: names that a method gives its maps do not count there."""
+    """cIoU of the larger half of each source's map (after min-max; pixels of 0 are left out), AP of the map as it is,
+    and the mean AP of the best assignment of maps to sources, whoever is asked: names that a method gives its maps do
+    not count there."""
     maps, truth = sourcewise(scored, scored.sources)
     B, S = scored.real.shape
     normal = minmax(maps)
-    overlap = ciou(normal, truth, median_threshold(normal), ">=").view(B, S, 1)
+    overlap = ciou(normal, truth, positive_median(normal), ">=").view(B, S, 1)
     own = multi.pixel_average_precision(maps, truth).view(B, S, 1)
-    given = anonymous(scored)
-    goals = truth.unflatten(0, (B, 1, S)).expand(-1, given.shape[1], -1, -1, -1)
-    pairs = given[:, :, None].expand_as(goals), goals
-    ap = multi.pixel_average_precision(*(p.flatten(0, 2) for p in pairs)).view(B, -1, S)
-    orders = torch.tensor(list(permutations(range(given.shape[1]), S)), device=ap.device)
-    assigned = ap[:, orders, torch.arange(S, device=ap.device)] * scored.real[:, None]
-    best = assigned.sum(2).amax(1) / scored.real.sum(1).clamp(min=1)
+    given = scored.sources if scored.answer.heatmap.shape[1] == 1 else anonymous(scored)[0]
+    given = F.pad(given, (0, 0, 0, 0, 0, max(0, S - given.shape[1])))
+    worth = multi.paired_average_precision(given, sources_of(scored))
+    place = multi.best_pairing(worth, torch.full((B,), given.shape[1], device=worth.device), scored.real)
+    paired = worth.gather(1, place.clamp(min=0)[:, None])[:, 0] * scored.real
+    best = paired.sum(1) / scored.real.sum(1).clamp(min=1)
     return {"ciou": padded(overlap, scored.real), "ap": padded(own, scored.real), "piap": best}
 
 
-def anonymous(scored: Scored) -> Tensor:
-    """The maps as the method gave them, ``[B, M, G, G']``: the `SOURCES` surest, filled up with zeros to the number of
-    sources."""
-    assert scored.batch.truth is not None
-    if scored.answer.label is None or scored.answer.heatmap.shape[1] == 1:
-        return scored.sources
-    maps = scored.answer.heatmap
-    if maps.shape[1] > SOURCES:
-        surest = scored.answer.confidence.topk(SOURCES, dim=1).indices
-        maps = maps.gather(1, surest[..., None, None].expand(-1, -1, *maps.shape[-2:]))
-    maps = resize(maps, scored.grid)
-    return F.pad(maps, (0, 0, 0, 0, 0, max(0, scored.batch.truth.shape[1] - maps.shape[1])))
+def paired_sources(scored: Scored) -> dict[str, Tensor]:
+    """ACL-SSL's scores of mixtures: `avloc.metrics.multi.pair_sources` of the method's maps as they are."""
+    found = multi.pair_sources(*anonymous(scored), sources_of(scored), scored.real)
+    ciou, ap = padded(found.ciou, scored.real), padded(found.ap[..., None], scored.real)
+    return {"ciou": ciou, "ap": ap, "union": found.union}
+
+
+def anonymous(scored: Scored) -> tuple[Tensor, Tensor]:
+    """The maps that a method gave, whatever it calls them, the surest first and at most `SOURCES`,
+    ``[B, M, G, G']``, and how many of them are answers, int64 ``[B]``. A single map without a name answers for every
+    source."""
+    answer, count = scored.answer, scored.answered
+    if answer.label is None and answer.heatmap.shape[1] == 1:
+        return scored.sources, torch.full_like(count, scored.sources.shape[1])
+    sure = answer.confidence if answer.label is None else torch.where(answer.label >= 0, answer.confidence, -torch.inf)
+    surest = sure.sort(dim=1, descending=True, stable=True).indices[:, :SOURCES]
+    maps = answer.heatmap.gather(1, surest[..., None, None].expand(-1, -1, *answer.heatmap.shape[-2:]))
+    return resize(maps, scored.grid), count.clamp(max=SOURCES)
 
 
 CUTS = (0.1, 0.3, 0.5)
@@ -379,6 +403,7 @@ ONE = {"ciou": 1}
 BOX_SWEEP = Measure("sweep", {"ciou": len(SWEEP)}, cut_sweep)
 BOX_SWEEP_EPS = Measure("sweep-eps", {"ciou": len(SWEEP)}, partial(cut_sweep, eps=1e-12))
 TOP50 = Measure("top50", ONE, partial(cut, normalise=minmax, threshold=median, operator=">="))
+HALF = Measure("half", ONE, partial(cut, normalise=minmax, threshold=above_zero, operator=">="))
 STRICT = Measure("top50-strict", ONE, partial(cut, normalise=minmax, threshold=median, operator=">"))
 LVS = Measure("lvs", ONE, partial(cut, normalise=flip_minmax, threshold=median, operator="lvs"))
 MEDIAN = Measure("median", ONE, partial(cut, threshold=median, operator=">="))
@@ -386,10 +411,13 @@ ADAPTIVE = Measure("adaptive", ONE, partial(cut, normalise=minmax, threshold=are
 ADAPTIVE_GE = Measure("adaptive-ge", ONE, partial(cut, threshold=area_threshold, operator=">="))
 SURENESS = Measure("sureness", {"own": 1, "top_quarter": 1, "visible": 1}, sureness)
 FRAMES = Measure("frames", {"iou": len(SWEEP), "curve": len(avs.THRESHOLDS), "nonempty": 1, "share": 1}, frames)
+SHARES = Measure("shares", {"share": len(SWEEP)}, shares)
 FRAMES_ADAPTIVE = Measure("frames-adaptive", {"iou": 1, "ciou": 1, "share": 1}, frames_adaptive)
+FRAMES_OF_AREA = Measure("frames-of-area", {"iou": 1, "fscore": 1}, frames_of_area)
 PIA = Measure("pia", {"pia": len(SWEEP)}, predicted_share, needs="")
 PIXELS = Measure("pixels", {"ap": 1, "swapped": 1}, precision_of_pixels)
 OWN_SOURCES = Measure("sources", {"ciou": SOURCES, "ap": SOURCES, "piap": 1}, own_sources)
+PAIRED = Measure("acl-sources", {"ciou": SOURCES * len(SWEEP), "ap": SOURCES, "union": 1}, paired_sources)
 TVSL = Measure("tvsl", {"ciou": 3 * SOURCES, "iou": 3 * SOURCES, "ap": SOURCES}, tvsl)
 NOPRIOR = Measure("noprior", {"ciou": SOURCES, "ap": SOURCES, "piap": 1, "count": 1, "sources": 1}, noprior)
 UNIVERSAL = Measure("universal", {"ciou": len(GRID), "share": len(GRID)}, universal)

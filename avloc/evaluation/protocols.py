@@ -1,7 +1,7 @@
 """The published evaluation protocols, as data.
 
-A protocol is a few measures (what is kept of every sample) and a summary (what the table prints), under the names of
-``facts/metrics.md`` section 12. All metrics are fractions 0..1.
+A protocol is a few measures (what is kept of every sample) and a summary (what the table prints), under the name of
+the evaluator that published it. All metrics are fractions 0..1.
 
 =========================  =====================================================================================
 ``ciou``, ``ciou@30``      share of samples with cIoU >= 0.5 (0.3): the "cIoU" of the tables, not a mean
@@ -10,8 +10,10 @@ A protocol is a few measures (what is kept of every sample) and a summary (what 
 ``threshold``              where the map was cut, if the protocol searched for it
 ``iiou``, ``iauc``         as ciou and auc, over groups whose members must all succeed
 ``miou``, ``fscore``       AVSBench; over classes in AVSS
-``ap``, ``max_f1``         over confidences of positives and negatives; ``loc_acc`` visible ones, strictly above 0.5
+``ap``, ``max_f1``         over confidences of positives and negatives; ``loc_acc`` of visible ones only, strictly
+                           above 0.5 in SLAVC's evaluator
 ``cap``, ``piap``          average precision of the maps of sources
+``gmiou``, ``gf``          positive and negative sounds in one number; ``gfpr`` is the negatives' mean
 ``fpr``, ``pia``           share of the image predicted; under sound that is not in the picture lower is better
 =========================  =====================================================================================
 """
@@ -27,7 +29,7 @@ import torch
 from torch import Tensor
 
 from avloc.evaluation import measures as m
-from avloc.evaluation.measures import KINDS, SOURCES, Measure
+from avloc.evaluation.measures import KINDS, Measure
 from avloc.metrics import avs, extended, interactive, multi, negative, robust, semantic
 from avloc.metrics.ciou import auc, success_curve, success_rate
 from avloc.metrics.thresholds import SWEEP
@@ -52,7 +54,7 @@ class Protocol:
     """A named way from heat maps to the numbers of a table.
 
     Attributes:
-        name: as in ``facts/metrics.md`` section 12.
+        name: family and rule.
         measures: per-sample values.
         summary: all columns of a set to metrics.
         headline: the metric that a benchmark is judged by.
@@ -189,6 +191,13 @@ def acl_frames(samples: Samples) -> Summary:
     }
 
 
+def frames_of_area(samples: Samples) -> Summary:
+    return {
+        "miou": samples["frames-of-area:iou"].mean().item(),
+        "fscore": known(samples["frames-of-area:fscore"]).mean().item(),
+    }
+
+
 def adaptive_frames(samples: Samples) -> Summary:
     curves, nonempty = samples["frames:curve"], samples["frames:nonempty"][:, 0] > 0
     values = samples["frames-adaptive:ciou"][:, 0]
@@ -210,7 +219,7 @@ def at_best_f1(values: Tensor, confidence: Tensor, visible: Tensor) -> Summary:
     thresholds, f1 = extended.f1_curve(values, confidence, visible)
     found = extended.precision_recall(values, confidence, visible, thresholds)
     precision, recall = (part[f1.argmax()].item() for part in found)
-    return {"precision": precision, "recall": recall, "recall_precision_gap": recall - precision}
+    return {"precision": precision, "recall": recall, "recall_precision_gap": abs(recall - precision)}
 
 
 def slavc(samples: Samples, values: Tensor, levels: tuple[float, ...] = (0.5, 0.75)) -> Summary:
@@ -240,16 +249,22 @@ def extended_absolute(samples: Samples) -> Summary:
 
 
 def extended_acl(samples: Samples) -> Summary:
-    """The row of the best AP among 19 thresholds, chosen on this set."""
+    """The row of the best AP among 19 thresholds, chosen on this set; ``loc_acc``, the paper says, is the cIoU of the
+    sounding samples, so it has the threshold of the best AUC as `box_sweep` has."""
     confidence, visible = sureness(samples, "own")
     values = samples["sweep-eps:ciou"]
+    sounding = values[visible].round(
+        decimals=11
+    )  # without this evaluator's 1e-12, of which an exact 0.5 would fall short
+    located = int(auc(sounding).argmax())
     aps = extended.average_precision(values, confidence, visible)
     f1s = extended.max_f1(values, confidence, visible, rounded=True)
     best, best_f1 = int(aps.argmax()), int(f1s.argmax())
     return {
         "ap": aps[best].item(),
         "max_f1": f1s[best].item(),
-        "loc_acc": extended.loc_acc(values[:, best], visible).item(),
+        "loc_acc": success_rate(sounding[:, located]).item(),
+        "loc_acc_threshold": SWEEP[located],
         **at_best_f1(values[:, best], confidence, visible),
         "threshold": SWEEP[best],
         "column_best_max_f1": f1s[best_f1].item(),
@@ -317,10 +332,40 @@ def robust_global(samples: Samples, videos: Mapping[str, int]) -> Summary:
 
     def score(metric: str) -> float:
         values = torch.tensor([s[metric] for s in quiet], dtype=torch.float64)
-        return robust.global_inferred(torch.tensor(found["positive"][metric], dtype=torch.float64), values).item()
+        return robust.global_score(torch.tensor(found["positive"][metric], dtype=torch.float64), values).item()
 
     gfpr = sum(float(s["fpr"]) for s in quiet if isinstance(s["fpr"], float)) / len(quiet)
     return {"gmiou": score("miou"), "gf": score("fscore"), "gfpr": gfpr}
+
+
+def acl_robust(samples: Samples) -> Summary:
+    """Every sound condition by the rule of `acl_frames`, at the threshold that the positives choose."""
+    kinds = samples["negative"][:, 0]
+    parts = {
+        kind or "positive": {name: values[kinds == i] for name, values in samples.items()}
+        for i, kind in enumerate(KINDS)
+        if (kinds == i).any()
+    }
+    nothing = float("nan")
+    if "positive" not in parts:
+        return {"gmiou": nothing, "gf": nothing, "gfpr": nothing}
+    positive = acl_frames(parts["positive"])
+    threshold = float(positive["threshold"])  # type: ignore[arg-type]
+    place = SWEEP.index(threshold)
+    out: Summary = {}
+    for kind, part in parts.items():
+        iou, curves, nonempty = frame_columns(part)
+        out[f"miou_{kind}"] = avs.batch_means(iou[:, place], batches(part, 1)).mean().item()
+        out[f"fscore_{kind}"] = avs.dataset_fscore(curves, nonempty)[0].item()
+        out[f"fpr_{kind}"] = part["shares:share"][:, place].mean().item()
+    quiet = [kind for kind in parts if kind != "positive"]
+    for name, metric in (("gmiou", "miou"), ("gf", "fscore")):
+        score = [
+            torch.tensor([out[f"{metric}_{k}"] for k in some], dtype=torch.float64) for some in (["positive"], quiet)
+        ]
+        out[name] = robust.global_score(score[0][0], score[1]).item() if quiet else nothing
+    out["gfpr"] = samples["shares:share"][kinds > 0, place].mean().item() if quiet else nothing
+    return out | {"threshold": threshold}
 
 
 def counts(samples: Samples, number: int, suffix: str = "") -> semantic.LabelCounts:
@@ -380,16 +425,48 @@ def of_sources(samples: Samples) -> Summary:
     }
 
 
+def of_paired(samples: Samples) -> Summary:
+    """The threshold with the best AUC over sources, of 19, for every success rate."""
+    values = samples["acl-sources:ciou"].unflatten(1, (-1, len(SWEEP))).flatten(0, 1)
+    values = values[~values.isnan().any(1)].float()  # in which a cIoU of 0.15 reaches the level 0.05 * 3
+    areas = auc(values)
+    best = int(areas.argmax())
+    return {
+        "cap": known(samples["acl-sources:ap"]).mean().item(),
+        "piap": samples["acl-sources:union"].mean().item(),
+        **{f"ciou@{100 * at:.0f}": success_rate(values[:, best], at).item() for at in m.CUTS},
+        "auc": areas[best].item(),
+        "threshold": SWEEP[best],
+        "sweep_threshold": list(SWEEP),
+        "sweep_auc": areas.tolist(),
+        "success_rate": success_curve(values[:, best]).tolist(),
+    }
+
+
+def tvsl_sources(samples: Samples) -> tuple[Tensor, Tensor]:
+    """cIoU and IoU of each source that exists, at the map thresholds `measures.CUTS`, ``[n, 3]`` each."""
+    ciou, iou = (samples[f"tvsl:{c}"].unflatten(1, (-1, len(m.CUTS))).flatten(0, 1) for c in ("ciou", "iou"))
+    there = ~iou.isnan().any(1)  # a source that exists has an IoU, be its cIoU 0/0
+    return ciou[there], iou[there]
+
+
 def of_tvsl(samples: Samples) -> Summary:
-    """``ciou@30`` is the mean cIoU of maps cut at 0.3, not a success rate."""
-    ciou, iou = (samples[f"tvsl:{c}"].unflatten(1, (SOURCES, -1)) for c in ("ciou", "iou"))
-    out: Summary = {"cap": known(samples["tvsl:ap"]).mean().item()}
-    for i, at in enumerate(m.CUTS):
-        values = ciou[..., i][~iou[..., i].isnan()]  # a source that exists has an IoU, be its cIoU 0/0
-        out[f"ciou@{100 * at:.0f}"] = values.mean().item()
-        out[f"iou@{100 * at:.0f}"] = known(iou[..., i]).mean().item()
-        out[f"auc@{100 * at:.0f}"] = auc(values).item()
-    return out | {"auc": out["auc@30"]}
+    """Success rates of maps cut at 0.3, the release's threshold; ``release@30`` is what the release calls CIoU@0.3, the
+    mean cIoU of maps cut there."""
+    ciou, iou = tvsl_sources(samples)
+    cut = m.CUTS.index(0.3)
+    rates = {f"ciou@{100 * at:.0f}": success_rate(ciou[:, cut], at).item() for at in m.CUTS}
+    means = {f"release@{100 * at:.0f}": ciou[:, i].mean().item() for i, at in enumerate(m.CUTS)}
+    ious = {f"iou@{100 * at:.0f}": iou[:, i].mean().item() for i, at in enumerate(m.CUTS)}
+    return {
+        "cap": known(samples["tvsl:ap"]).mean().item(),
+        **rates,
+        "auc": auc(ciou[:, cut]).item(),
+        **means,
+        **ious,
+        **{f"auc@{100 * at:.0f}": auc(ciou[:, i]).item() for i, at in enumerate(m.CUTS)},
+        "success_rate": success_curve(ciou[:, cut]).tolist(),
+    }
 
 
 def of_noprior(samples: Samples) -> Summary:
@@ -413,7 +490,7 @@ def of_avgn(samples: Samples) -> Summary:
 
 
 def of_single(samples: Samples) -> Summary:
-    values = samples["top50:ciou"][:, 0]
+    values = samples["half:ciou"][:, 0]
     rates: Summary = {f"iou@{100 * at:.0f}": success_rate(values, at).item() for at in (0.3, 0.5)}
     return {"ap": samples["pixels:ap"].mean().item(), **rates, "auc": auc(values).item()}
 
@@ -491,7 +568,14 @@ ALL = [
         (m.FRAMES, m.FRAMES_ADAPTIVE),
         adaptive_frames,
         "miou",
-        "as many pixels as the truth has, > (third party: ACL-SaN)",
+        "as many pixels as the truth has, >; F is that of avs/dataset (third party: ACL-SaN)",
+    ),
+    Protocol(
+        "avs/acl-adaptive",
+        (m.FRAMES_OF_AREA,),
+        frames_of_area,
+        "miou",
+        "IoU and F of as many highest pixels as the truth has, which is the paper's mIoU and F-Score Adaptive",
     ),
     *(
         Protocol(f"{family}/{name}", (m.classes(number),), partial(summary, number=number), "miou", note)
@@ -513,27 +597,50 @@ ALL = [
         "batches of one video, of two under negative sound; against the original mask, lower is better",
     ),
     Protocol(
+        "robust/acl",
+        (m.FRAMES, m.SHARES),
+        acl_robust,
+        "gmiou",
+        "map > the threshold with the best positive mIoU of 19, chosen on this set; F of the whole set; under negative "
+        "sound against the original mask, lower is better; G: harmonic mean of the positive and 1 - the mean negative",
+    ),
+    Protocol(
         "robust/global-inferred",
         FRAMES,
         partial(robust_global, videos={}),
         "gmiou",
-        "not official: harmonic mean of the positive score and 1 - mean negative score; no code was published",
+        "as robust/acl from the scores of robust/avsbench: map > 0.5, F a maximum per video",
     ),
     Protocol("negative/pia", (m.PIA,), share, "pia", "share of the image with map >= 0.5; lower is better"),
     Protocol(
         "single/tvsl",
-        (m.TOP50, m.PIXELS),
+        (m.HALF, m.PIXELS),
         of_single,
         "ap",
         "AP of the map's pixels; IoU@ and AUC of the larger half. The release cannot run this table: own definition",
     ),
-    Protocol("multi/sources", (m.OWN_SOURCES,), of_sources, "cap", "each source on its own map, top50; AP of the map"),
+    Protocol(
+        "multi/acl",
+        (m.PAIRED,),
+        of_paired,
+        "cap",
+        "maps paired with sources by the largest sum of AP; PIAP of the largest map against the union; success rates "
+        "at the one of 19 thresholds with the best AUC, chosen on this set",
+    ),
+    Protocol(
+        "multi/sources",
+        (m.OWN_SOURCES,),
+        of_sources,
+        "cap",
+        "each source on its own map, its larger half without pixels of 0; AP of the map",
+    ),
     Protocol(
         "multi/tvsl",
         (m.TVSL,),
         of_tvsl,
         "cap",
-        "CIoU@ is the mean cIoU of the map cut there; non-binary truth has no AP",
+        "CIoU@ are success rates of the map cut at 0.3; release@ is what the release calls CIoU@, the mean cIoU of "
+        "the map cut there; non-binary truth has no AP",
     ),
     Protocol(
         "multi/noprior", (m.NOPRIOR,), of_noprior, "ciou@30", "tiles cut at their median; greedy matching; binary AP"

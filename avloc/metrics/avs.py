@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from avloc.metrics.thresholds import Operator, count_above
+from avloc.metrics.thresholds import Operator, area, count_above, rank_threshold
 
-__all__ = ["BETA2", "THRESHOLDS", "batch_fscores", "batch_means", "dataset_fscore", "fscore_curve", "iou"]
+__all__ = ["BETA2", "THRESHOLDS", "batch_fscores", "batch_means", "dataset_fscore", "fscore_curve", "iou", "top_pixels"]
 
 THRESHOLDS = torch.linspace(0, 1 - 1e-10, 255)
 """float32 ``[255]``: the last is 1.0, number 127 exactly 0.5."""
@@ -35,6 +35,35 @@ def iou(maps: Tensor, truth: Tensor, thresholds: Tensor | Sequence[float] = (0.5
     """
     hit, _, wrong, area = count_above(maps, truth, thresholds, operator, mask=True)
     return torch.where(area == 0, 1 - wrong / truth.shape[1:].numel(), hit / (area + wrong))
+
+
+def top_pixels(maps: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and F of as many highest pixels as the object has, ACL-SSL's mIoU and F-Score Adaptive of each frame.
+
+    Of pixels that share the lowest value taken each counts with the same part, so their order plays no role, and with
+    as many predicted as true pixels both precision and recall are the share that is hit. A pixel of 0 is no prediction:
+    a map of zeros is an empty answer, not K pixels somewhere.
+
+    Args:
+        maps: probabilities ``[N, H, W]``.
+        truth: masks ``[N, H, W]``; every pixel above 0 belongs to the object.
+
+    Returns:
+        float64 ``[N]`` each. Without ground truth nothing is predicted: IoU 1, and F NaN, for it does not count.
+    """
+    pixels, wanted = truth.shape[1:].numel(), area(truth > 0)
+    lowest = rank_threshold(maps, (pixels - wanted).clamp(max=pixels - 1)).clamp(min=0)
+    above, from_lowest = (count_above(maps, truth, lowest, o, mask=True) for o in (">", ">="))
+    surely, maybe = above.hit[:, 0], from_lowest.hit[:, 0] - above.hit[:, 0]
+    inside, tied = above.hit[:, 0] + above.wrong[:, 0], from_lowest.wrong[:, 0] - above.wrong[:, 0] + maybe
+    share = torch.where(lowest[:, 0] > 0, (wanted - inside) / tied.clamp(min=1), 0.0)
+    hit, predicted = surely + share * maybe, inside + share * tied
+    empty = wanted == 0
+    f = (1 + BETA2) * hit / (BETA2 * wanted + predicted)
+    return (
+        torch.where(empty, 1.0, hit / (wanted + predicted - hit)),
+        torch.where(empty, torch.nan, f),
+    )
 
 
 def fscore_curve(maps: Tensor, truth: Tensor) -> Tensor:

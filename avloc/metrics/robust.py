@@ -1,4 +1,4 @@
-"""AVSBench-Robust: false-positive share of each frame, and the global scores that no code defines.
+"""AVSBench-Robust: false-positive share of each frame, and the global scores of ACL-SSL's table 5.
 
 Source: ``facts/metrics.md`` section 8. Under negative sound, IoU and F are computed against the object that should
 now stay silent (``avloc.metrics.avs``), so lower is better there.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from avloc.metrics.negative import image_share
 
-__all__ = ["fpr", "global_inferred", "harmonic_mean"]
+__all__ = ["fpr", "global_score", "harmonic_mean"]
 
 
 def fpr(maps: Tensor, threshold: float = 0.5) -> Tensor:
@@ -29,13 +29,13 @@ def fpr(maps: Tensor, threshold: float = 0.5) -> Tensor:
     return image_share(maps, (threshold,), ">")[:, 0]
 
 
-def global_inferred(
+def global_score(
     positive: Tensor, negatives: Tensor, order: Literal["mean-first", "mean-last"] = "mean-first"
 ) -> Tensor:
-    """INFERRED, not official: G-mIoU or G-F, the harmonic mean of the positive and 1 minus the negative score.
+    """G-mIoU or G-F: the harmonic mean of the positive score and 1 minus the negative score (ACL-SSL, table 5).
 
-    The authors put these numbers together in a spreadsheet and published no code. ``mean-first`` agrees with all 20
-    G-mIoU values of the ACL paper within rounding.
+    The mean over the negative conditions comes first, which the paper's words leave open; it agrees with all 20 G-mIoU
+    values that it prints within rounding. AVSBench-Robust itself published no code.
 
     Args:
         positive: mIoU or F with the object's own sound, in 0..1; scalar or ``[K]``.

@@ -28,6 +28,7 @@ __all__ = [
     "mass_above",
     "median_threshold",
     "one_thread",
+    "positive_median",
     "predicted",
     "rank_threshold",
 ]
@@ -98,6 +99,17 @@ def median_threshold(maps: Tensor) -> Tensor:
     if sorts_with_numpy(maps):
         return rank_threshold(maps, torch.full((len(maps),), middle))
     return maps.flatten(1).kthvalue(middle + 1, dim=1, keepdim=True).values
+
+
+def positive_median(maps: Tensor) -> Tensor:
+    """`median_threshold` of maps in 0..1 for ``>=``, but never 0: a pixel of 0 is no prediction.
+
+    The published cuts at the median predict a whole map of zeros, or one that is 0 on more than half of its pixels.
+
+    Returns:
+        ``[N, 1]``.
+    """
+    return median_threshold(maps).clamp(min=torch.finfo(maps.dtype).tiny)
 
 
 def area(truth: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ from avloc.report.results import MODEL, Floats, Run, Samples
 __all__ = ["Bounds", "Interval", "Rescore", "Statistic", "difference", "find_statistic", "interval", "rescored"]
 
 RESAMPLES, SEED, COVERAGE = 1000, 0, 0.95
-MOST_SOURCES = 40
-"""Widest column that may hold the sources of a sample."""
+MOST_SOURCES = 8
+"""Most sources of a sample that a column holds side by side, each with up to 5 values or with a sweep."""
 EQUAL = 1e-9
 """How far a number that is computed again may be from the stored one."""
 
@@ -136,7 +136,8 @@ def units(samples: Samples, column: str, metric: str) -> Iterator[tuple[Units, F
     each = np.arange(len(samples))
     width = values.shape[1]
     # A sample's sources lie side by side, NaN where it has fewer; the columns of a sweep are no sources.
-    for S in (d for d in range(2, width + 1) if width % d == 0 and width <= MOST_SOURCES and width != len(SWEEP)):
+    several = (S for S in range(2, MOST_SOURCES + 1) if width % S == 0 and (width // S <= 5 or width == S * len(SWEEP)))
+    for S in several:
         owner = np.repeat(each, S)
         names = np.char.add(np.char.add(samples.key[owner], "#"), np.tile(np.arange(S), len(each)).astype(np.str_))
         yield Units(owner, samples.cluster[owner], names), values.reshape(len(owner), -1)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -152,7 +154,7 @@ def test_two_sources() -> None:
     heatmap[1] = heatmap[1].flip(0)  # the second sample answers with the sources swapped
     got = score("multi/sources", heatmap, truth)
     assert got["ciou@30"] == got["ciou@50"] == 0.5
-    # a map of the wrong half: precision 0 above, 4 / 8 once all pixels are taken
+    # a map of the wrong half is not predicted at all by its larger half, for the other half is 0; its AP is 4 / 8
     assert got["cap"] == pytest.approx((1 + 1 + 0.5 + 0.5) / 4)
     assert got["piap"] == 1  # somebody's map fits each source
     union = score("vggss/fixed", heatmap, truth)
@@ -231,11 +233,17 @@ def test_tvsl_by_hand_and_by_scikit_learn() -> None:
     got = score("multi/tvsl", maps, truth)
     scaled = [(m - m.min()) / (m.max() - m.min()) for m in maps.flatten(0, 1).numpy()]
     goals = truth.flatten(0, 1).numpy()
+    cut_there = []
     for at in (0.1, 0.3, 0.5):
         values = [
             (g[s >= at].sum() / (g.sum() + ((s >= at) & (g == 0)).sum())) for s, g in zip(scaled, goals, strict=True)
         ]
-        assert got[f"ciou@{100 * at:.0f}"] == pytest.approx(np.mean(values))
+        assert got[f"release@{100 * at:.0f}"] == pytest.approx(np.mean(values))
+        cut_there.append(np.array(values))
+    for at in (0.1, 0.3, 0.5):
+        assert got[f"ciou@{100 * at:.0f}"] == (cut_there[1] >= at).mean()
+    levels = [0.05 * i for i in range(21)]
+    assert got["auc"] == pytest.approx(np.trapezoid([(cut_there[1] >= level).mean() for level in levels], levels))
     aps = [average_precision_score(g.ravel(), s.ravel()) for s, g in zip(scaled, goals, strict=True) if g.max() == 1]
     assert len(aps) == 5
     assert got["cap"] == pytest.approx(np.mean(aps))
@@ -305,6 +313,30 @@ def test_average_precision_by_hand() -> None:
     # at 0.3 precision 1/2 and recall 1 give the largest F1
     assert (got["precision"], got["recall"]) == (0.5, 1)
     assert got["recall_precision_gap"] == 0.5
+    # all four are certain: two of three visible are found and one negative is taken, so precision exceeds recall
+    heatmap, batch = extended_batch([1, 1, 1, 0], [1, 1, 1, 1])
+    given = answer(heatmap, torch.tensor([[0.9], [0.8], [0.1], [0.7]]))
+    gaps = score("extended/acl", given, batch)
+    assert gaps["recall_precision_gap"] == abs(float(gaps["recall"]) - float(gaps["precision"]))  # type: ignore[arg-type]
+
+
+def test_localisation_accuracy_is_the_ciou_of_the_sounding_half() -> None:
+    """Whatever threshold gives the best AP, and half a cIoU of exactly 0.5 counts."""
+    rng = torch.Generator().manual_seed(3)
+    truth = (torch.rand(40, 1, 12, 12, generator=rng) > 0.7).float()
+    visible = torch.arange(40) % 2 == 0
+    truth[~visible] = 0
+    truth[0] = 0
+    truth[0, :, :6] = 1
+    maps = 0.6 * truth + 0.4 * torch.rand(40, 1, 12, 12, generator=rng)
+    maps[~visible] = torch.rand(20, 1, 12, 12, generator=rng)
+    maps[0] = 1
+    given = answer(maps, torch.rand(40, 1, generator=rng))
+    got = score("extended/acl", given, make(truth, sounding=visible))
+    alone = score("vggss/acl", answer(maps[visible]), truth[visible])
+    assert got["loc_acc"] == alone["ciou"]
+    assert got["loc_acc_threshold"] == alone["threshold"]
+    assert got["loc_acc_threshold"] != got["threshold"]
 
 
 def test_all_negative_sets_have_numbers() -> None:
@@ -342,6 +374,132 @@ def test_conditions_are_scored_apart() -> None:
     whole = score("robust/global-inferred", heatmap, batch)
     assert whole["gmiou"] == pytest.approx(2 * (1 - negative) / (2 - negative))
     assert whole["gfpr"] == pytest.approx(0.2 / 3)
+
+
+def test_robust_scores_by_the_rule_of_the_segmentation_table() -> None:
+    rng = torch.Generator().manual_seed(0)
+    n, kinds = 24, ["", "silence", "noise", "offscreen"]
+    truth = (torch.rand(n, 1, 6, 6, generator=rng) > 0.6).float()
+    maps = (0.45 * truth + 0.55 * torch.rand(n, 1, 6, 6, generator=rng)).clamp(0, 1)
+    condition = [kinds[i % 4] for i in range(n)]
+    maps[torch.tensor([c != "" for c in condition])] *= 0.8
+    batch = make(truth, negative=condition, sounding=torch.tensor([c == "" for c in condition]))
+    got = score("robust/acl", maps, batch)
+
+    def of(kind: str, protocol: str = "avs/acl") -> Summary:
+        rows = [i for i, c in enumerate(condition) if c == kind]
+        return score(protocol, maps[rows], truth[rows])
+
+    assert got["miou_positive"] == pytest.approx(of("")["miou"])
+    assert got["fscore_positive"] == of("")["fscore"]
+    assert got["threshold"] == of("")["threshold"]
+    place = round(float(got["threshold"]) / 0.05) - 1  # type: ignore[arg-type]
+    chosen = maps > torch.tensor(0.05 * (place + 1))
+    shares = chosen.double().mean((1, 2, 3))
+    for kind in kinds[1:]:
+        sweep = of(kind)["sweep_miou"]
+        assert isinstance(sweep, list)
+        assert got[f"miou_{kind}"] == pytest.approx(sweep[place])
+        assert got[f"fscore_{kind}"] == of(kind)["fscore"]
+        assert got[f"fpr_{kind}"] == pytest.approx(shares[[c == kind for c in condition]].mean().item())
+    assert got["gfpr"] == pytest.approx(shares[[c != "" for c in condition]].mean().item())
+    for name, metric in (("gmiou", "miou"), ("gf", "fscore")):
+        p, q = got[f"{metric}_positive"], 1 - np.mean([got[f"{metric}_{k}"] for k in kinds[1:]])
+        assert got[name] == pytest.approx(2 * p * q / (p + q))  # type: ignore[operator]
+    only = score("robust/acl", maps[::4], make(truth[::4], negative=[""] * 6))
+    assert math.isnan(only["gmiou"])  # type: ignore[arg-type]
+
+
+def test_as_many_pixels_as_the_frame_has() -> None:
+    truth, maps = torch.zeros(4, 1, 1, 10), torch.zeros(4, 1, 1, 10)
+    truth[:3, ..., :4] = 1  # frame 3 is empty
+    maps[0, 0, 0] = torch.tensor([0.9, 0.8, 0.1, 0.1, 0.7, 0.6, 0, 0, 0, 0])  # two of four
+    maps[1, 0, 0] = torch.tensor([0.9, 0.5, 0.5, 0.2, 0.5, 0.5, 0.1, 0, 0, 0])  # one and three of four tied, two right
+    got = score("avs/acl-adaptive", maps, truth)
+    hits = [2, 1 + 3 * 2 / 4, 0]  # frame 2 answers nothing, which is no answer of four pixels
+    assert got["fscore"] == pytest.approx(sum(h / 4 for h in hits) / 3)
+    assert got["miou"] == pytest.approx((2 / 6 + 2.5 / 5.5 + 0 + 1) / 4)
+    sparse = torch.zeros(1, 1, 1, 10)
+    sparse[..., :2] = 0.4  # fewer pixels than the object has
+    got = score("avs/acl-adaptive", sparse, truth[:1])
+    assert got["miou"] == 2 / 4
+    assert got["fscore"] == pytest.approx(1.3 * 2 / (0.3 * 4 + 2))
+
+
+def test_mixtures_as_the_paper_scores_them() -> None:
+    """Every pairing tried in turn, with scikit-learn's AP; named, unnamed, too few and too many maps."""
+    rng = torch.Generator().manual_seed(1)
+    n, S, M = 9, 3, 5
+    truth = (torch.rand(n, S, 8, 9, generator=rng) > 0.7).float()
+    class_id = torch.arange(S).repeat(n, 1)
+    class_id[::3, 2], truth[::3, 2] = -1, 0  # some have two sources
+    count = [2, 3, 1, 5, 0, 3, 2, 4, 5]
+    label = torch.tensor([[7 + k if k < c else -1 for k in range(M)] for c in count])
+    maps = torch.rand(n, M, 8, 9, generator=rng)
+    maps[:, 1:4] = (0.5 * maps[:, 1:4] + 0.5 * truth.flip(1)).clamp(0, 1)
+    got = score("multi/acl", answer(maps, label=label), make(truth, class_id=class_id))
+    aps, overlaps, unions = [], [], []
+    for i in range(n):
+        goals = [truth[i, s] for s in range(S) if class_id[i, s] >= 0]
+        given = list(maps[i, : count[i]]) + [None] * (len(goals) - count[i])
+
+        def ap(given: Tensor | None, goal: Tensor) -> float:
+            scores = torch.zeros(goal.numel()) if given is None else given.flatten()
+            return float(average_precision_score(goal.flatten(), scores))
+
+        best = max(permutations(given, len(goals)), key=lambda order: sum(map(ap, order, goals)))
+        aps += map(ap, best, goals)
+        for given_map, goal in zip(best, goals, strict=True):
+            row = []
+            for t in range(1, 20):
+                chosen = torch.zeros(8, 9, dtype=torch.bool) if given_map is None else given_map >= 0.05 * t
+                row.append(float((chosen & (goal > 0)).sum() / (chosen | (goal > 0)).sum()))
+            overlaps.append(row)
+        merged = torch.stack(list(maps[i, : count[i]])).amax(0) if count[i] else torch.zeros(8, 9)
+        unions.append(ap(merged, torch.stack(goals).amax(0)))
+    values, levels = np.float32(overlaps), np.float32([0.05 * i for i in range(21)])
+    areas = np.trapezoid((values[None] >= levels[:, None, None]).mean(1), levels, axis=0)
+    assert got["cap"] == pytest.approx(np.mean(aps))
+    assert got["piap"] == pytest.approx(np.mean(unions))
+    assert got["auc"] == pytest.approx(areas.max(), abs=1e-6)
+    for at in (0.1, 0.3, 0.5):
+        assert got[f"ciou@{100 * at:.0f}"] == pytest.approx((values[:, areas.argmax()] >= np.float32(at)).mean())
+
+
+def test_a_source_that_is_not_answered_is_empty_in_every_mixture_protocol() -> None:
+    """A map of zeros was a full frame where it was cut at its own median."""
+    truth = torch.zeros(1, 2, 8, 16)
+    truth[:, 0, :7, :8] = truth[:, 1, :7, 8:] = 1  # nearly half of the row each: a full frame has cIoU 0.44
+    nobody = answer(torch.zeros(1, 2, 8, 16), label=torch.tensor([[-1, -1]]))
+    batch = make(truth, class_id=torch.tensor([[4, 5]]))
+    for name in ("multi/acl", "multi/sources", "multi/tvsl"):
+        got = score(name, nobody, batch)
+        assert got["ciou@10"] == got["ciou@30"] == 0
+        assert got["cap"] == pytest.approx(56 / 128)  # the AP of a constant is its share of true pixels
+    single = truth.amax(1, keepdim=True)
+    assert score("single/tvsl", torch.zeros(1, 1, 8, 16), single)["iou@30"] == 0
+    full = answer(torch.ones(1, 1, 8, 16))
+    assert score("multi/sources", full, truth)["ciou@30"] == 1  # a full answer is a full prediction
+    assert score("single/tvsl", full, single)["iou@50"] == 1
+    sharp = torch.zeros(1, 2, 8, 16)
+    sharp[:, 0, :7, :8] = sharp[:, 1, :7, 8:] = 0.2  # 0 on more than half of its pixels: only the others are predicted
+    assert score("multi/sources", sharp, truth)["ciou@50"] == 1
+
+
+def test_eight_sources_are_paired_in_no_time() -> None:
+    rng = torch.Generator().manual_seed(0)
+    order = torch.randperm(8, generator=rng)
+    truth = torch.eye(8).view(1, 8, 8, 1).expand(3, 8, 8, 4)
+    start = time.perf_counter()
+    got = score("multi/acl", truth[:, order], truth)
+    assert got["cap"] == got["ciou@50"] == 1
+    assert score("multi/sources", truth[:, order], truth)["piap"] == 1
+    fewer = score("multi/acl", truth[:, order[:6]], truth)
+    assert fewer["ciou@50"] == 6 / 8
+    assert fewer["cap"] == pytest.approx((6 + 2 / 8) / 8)
+    assert time.perf_counter() - start < 10  # 40,320 orders of 8 maps, tried in turn, would take minutes
+    with pytest.raises(ValueError, match="a sample has 9 sources; at most 8"):
+        score("multi/acl", torch.ones(1, 9, 4, 4), torch.ones(1, 9, 4, 4))
 
 
 def test_semantic_maps_are_painted_with_the_answered_class() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from sklearn.metrics import average_precision_score
 from avloc.metrics import multi
 from avloc.metrics.maps import minmax
 from avloc.metrics.multi import (
+    best_pairing,
     binary_average_precision,
     count_accuracy,
     duet_average_precision,
     greedy_matches,
+    paired_average_precision,
     pixel_average_precision,
     smooth_iou,
     stacked_average_precision,
@@ -35,6 +38,51 @@ def test_average_precision_is_sklearns(monkeypatch: pytest.MonkeyPatch, levels: 
     want = [average_precision_score(t.flatten(), s.flatten()) for s, t in zip(scores, truth, strict=True) if t.any()]
     assert got[[0, 1, 3, 4, 5]].tolist() == pytest.approx(want, abs=1e-12)
     assert got[2].item() == 0
+
+
+@pytest.mark.parametrize("with_numpy", [True, False])
+def test_one_sort_scores_a_map_for_every_source(monkeypatch: pytest.MonkeyPatch, with_numpy: bool) -> None:
+    monkeypatch.setattr(multi, "sorts_with_numpy", lambda x: with_numpy)
+    torch.manual_seed(0)
+    maps = (torch.randint(9, (3, 4, 6, 7)) / 9 - 0.3) * 4
+    truth = torch.rand(3, 8, 6, 7) > 0.7
+    got = paired_average_precision(maps, truth)
+    for m in range(4):
+        for s in range(8):
+            want = [
+                average_precision_score(t.flatten(), x.flatten()) for t, x in zip(truth[:, s], maps[:, m], strict=True)
+            ]
+            assert got[:, m, s].tolist() == pytest.approx(want, abs=1e-12)
+    with pytest.raises(TypeError, match=r"give maps.float\(\)"):
+        paired_average_precision(maps.double(), truth)
+
+
+@pytest.mark.parametrize("few", [0, 5040])
+@pytest.mark.parametrize(("M", "S"), [(1, 1), (2, 2), (4, 2), (4, 4), (5, 3)])
+def test_pairing_is_the_best_of_all_orders(monkeypatch: pytest.MonkeyPatch, few: int, M: int, S: int) -> None:
+    monkeypatch.setattr(multi, "FEW_ORDERS", few)
+    torch.manual_seed(M)
+    N = 20
+    worth, sources, count = torch.rand(N, M, S).double(), torch.randint(1, S + 1, (N,)), torch.randint(M + 1, (N,))
+    empty = torch.rand(N, 1, S).double()
+    worth = torch.where(torch.arange(M)[:, None] < count[:, None, None], worth, empty)
+    real = torch.arange(S) < sources[:, None]
+    place = best_pairing(worth, count, real)
+    for i in range(N):
+        s, c = int(sources[i]), int(count[i])
+        slots = range(max(s, c))
+        best = max(permutations(slots, s), key=lambda order: sum(float(worth[i, m, k]) for k, m in enumerate(order)))
+        total = sum(float(worth[i, m, k]) for k, m in enumerate(best))
+        told = place[i, :s].tolist()
+        assert place[i, s:].tolist() == [-1] * (S - s)
+        assert sum(m < 0 for m in told) == max(0, s - c)  # a map in hand is never left out for an empty answer
+        taken = [m for m in told if m >= 0]
+        assert len(set(taken)) == len(taken)
+        assert all(m < c for m in taken)
+        reached = sum(float(worth[i, m, k]) if m >= 0 else float(empty[i, 0, k]) for k, m in enumerate(told))
+        assert reached == pytest.approx(total)
+        if few and c >= s:
+            assert told == list(best)  # the lowest order
 
 
 def test_float64_scores_are_refused() -> None:

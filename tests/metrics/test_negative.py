@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics import auc as sklearn_auc
 
 from avloc.metrics.negative import image_share, share_auc, share_curve
-from avloc.metrics.robust import fpr, global_inferred, harmonic_mean
+from avloc.metrics.robust import fpr, global_score, harmonic_mean
 
 
 def test_share_counts_pixels() -> None:
@@ -41,9 +41,9 @@ def test_silence_answered_by_nothing() -> None:
 
 def test_inferred_scores_in_both_orders() -> None:
     positive, negatives = torch.tensor(0.8), torch.tensor([0.5, 0.1, 0.3])
-    assert global_inferred(positive, negatives).item() == pytest.approx(2 * 0.8 * 0.7 / 1.5)
+    assert global_score(positive, negatives).item() == pytest.approx(2 * 0.8 * 0.7 / 1.5)
     each = [2 * 0.8 * (1 - n) / (1.8 - n) for n in (0.5, 0.1, 0.3)]
-    assert global_inferred(positive, negatives, "mean-last").item() == pytest.approx(sum(each) / 3)
+    assert global_score(positive, negatives, "mean-last").item() == pytest.approx(sum(each) / 3)
     # the row of the ACL paper's table that a later README quotes: positive 86.20, negatives alike, G-mIoU 23.79
-    assert 100 * global_inferred(torch.tensor(0.862), torch.full((3,), 0.862)).item() == pytest.approx(23.79, abs=0.005)
+    assert 100 * global_score(torch.tensor(0.862), torch.full((3,), 0.862)).item() == pytest.approx(23.79, abs=0.005)
     assert harmonic_mean(torch.tensor(0.0), torch.tensor(0.0)).item() == 0

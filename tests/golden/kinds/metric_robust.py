@@ -7,7 +7,7 @@ from torch import Tensor
 
 from avloc.metrics.avs import batch_fscores, batch_means, fscore_curve, iou
 from avloc.metrics.negative import image_share, share_auc
-from avloc.metrics.robust import fpr, global_inferred
+from avloc.metrics.robust import fpr, global_score
 from tests.golden.case import Case
 
 
@@ -40,7 +40,7 @@ def run(case: Case) -> dict[str, Tensor]:
         out[f"inferred.bs{videos}.g_fpr"] = torch.stack([score["fpr"][c] for c in negatives]).mean()
         for metric in ("miou", "f"):
             worse = torch.stack([score[metric][c] for c in negatives])
-            out[f"inferred.bs{videos}.g_{metric}"] = global_inferred(score[metric]["positive"], worse)
+            out[f"inferred.bs{videos}.g_{metric}"] = global_score(score[metric]["positive"], worse)
             for c, value in zip(negatives, worse, strict=True):
-                out[f"inferred.bs{videos}.{c}.g_{metric}"] = global_inferred(score[metric]["positive"], value[None])
+                out[f"inferred.bs{videos}.{c}.g_{metric}"] = global_score(score[metric]["positive"], value[None])
     return out
