@@ -53,10 +53,13 @@ def test_the_rows_of_the_papers_are_there() -> None:
     wanted |= {"tvsl", "tvsl_released", "tvsl_world", "tvsl_sources", "tvsl_transfer", "tvsl_transfer_test"}
     wanted |= {f"tvsl_prompt{n}" for n in (0, 2, 4, 8, 16, 32)}
     wanted |= {f"tvsl_blocks_{part}" for part in ("none", "avc", "audio_avc", "image_avc", "all")}
+    wanted |= {f"{name}_single" for name in wanted if name.startswith(("tvsl_prompt", "tvsl_blocks"))}
+    wanted |= {"tvsl_world_paper", "text_query", "text_query_world"}
     of_sets = ("single", "instruments_single", "instruments", "music_solo", "music_duet")
     wanted |= {f"tvsl_{part}" for part in of_sets}
     for baseline in ("audioclip", "wav2clip"):
         wanted |= {f"{baseline}_{part}" for part in (*of_sets, "duet", "zero_shot", "world", "world_tuned")}
+        wanted |= {f"{baseline}_{part}_projector" for part in ("duet", "world")}
     wanted |= {"acl_ssl_llm", "acl_ssl_llm_audio", "acl_ssl_llm_image", "quickstart_acl_llm"}
     wanted |= {f"acl_ssl_llm_lambda_{value}" for value in ("001", "01", "1", "10", "100")}
     wanted |= {f"acl_ssl{kind}_mix_{of}" for kind in ("", "_llm") for of in ("duet", "instruments")}
@@ -77,6 +80,26 @@ def test_the_comment_prints_the_published_numbers(name: str) -> None:
     assert f'table {r.table}, row "{r.variant}"' in head
     for value in row.values:
         assert value.printed in head
+
+
+def test_what_a_row_of_t_vsl_says_it_is() -> None:
+    """Fine-tuned rows train the encoders; only the release's row is told what sounds; tables 3 and 6 have both sets."""
+    both: dict[tuple[str, str], set[str]] = {}
+    for name in EXPERIMENTS:
+        reference, model = content(name).get("reproduces"), content(name)["model"]["init_args"]
+        if name.startswith(("audioclip_", "wav2clip_")) and reference:
+            assert model["tuning"] == "full", name
+        if name.endswith("_projector"):
+            assert model["tuning"] == "linear"
+            assert reference is None
+        if kind(name) == "TVSL":
+            assert (model.get("sources") == "given") == (name == "tvsl_released"), name
+        if kind(name) == "TVSL" and reference["table"] in ("3", "6") if reference else False:
+            (tested,) = content(name)["data"]["test"]
+            assert model["mixed"] == {"vgg_duet": 2, "vgg_single": 1}[tested]
+            both.setdefault((reference["table"], reference["variant"]), set()).add(tested)
+    assert len(both) == 5 + 6
+    assert all(tested == {"vgg_duet", "vgg_single"} for tested in both.values())
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -149,7 +172,7 @@ EXPECTED: dict[str, Any] = {
     "GAVS": learned_by_gavs,
     "SeAC": lambda options: {"pool", "fc", "encoder", "phi_m", "phi_a", "log_tau"},
     "TVSL": learned_by_tvsl,
-    "PatchSimilarity": lambda options: {"seen", "heard"},
+    "PatchSimilarity": lambda options: {"towers"} if options["tuning"] == "full" else {"seen", "heard"},
     "TPAVI": lambda options: (
         {"encoder", *(f"conv{i}" for i in (1, 2, 3, 4)), *(f"path{i}" for i in (1, 2, 3, 4))}
         | {"output_conv", *(f"tpavi_b{i}" for i in (1, 2, 3, 4))}

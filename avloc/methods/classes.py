@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from avloc.data.labels import LABEL_SPACES
 from avloc.types import AVBatch
 
-__all__ = ["BACKGROUND", "ClassList", "listed", "plain", "repeated", "spoken"]
+__all__ = ["BACKGROUND", "ClassList", "known_sources", "listed", "plain", "repeated", "spoken"]
 
 BACKGROUND = "background"
 
@@ -49,6 +52,15 @@ class ClassList:
                         f"{key} numbers {name!r} as class {number}, the list of classes as {ours[plain(name)]}. Give "
                         "model.classes in the order of the data set's numbers."
                     )
+
+
+def known_sources(batch: AVBatch) -> Tensor:
+    """How many sources each sample is known to have, int64 ``[B]``; 0 where that is unknown."""
+    if any(batch.label):
+        return torch.tensor([len(names) for names in batch.label], device=batch.device)
+    if batch.class_id is None:
+        return torch.zeros(len(batch), dtype=torch.long, device=batch.device)
+    return (batch.class_id >= 0).sum(1)
 
 
 def spoken(name: str) -> str:

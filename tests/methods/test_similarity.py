@@ -95,6 +95,63 @@ def test_tuning_starts_at_zero_shot_and_learns_its_two_layers(files: dict[str, s
     torch.testing.assert_close(again.localize(b).heatmap, model.eval().localize(b).heatmap)
 
 
+@pytest.mark.parametrize("ears", ["audioclip", "wav2clip"])
+def test_full_tuning_trains_both_encoders_and_no_text(files: dict[str, str], tmp_path: Path, ears: str) -> None:
+    towers = {"audioclip": files["audioclip"]} if ears == "audioclip" else files | {"audioclip": None}
+    towers = {k: v for k, v in towers.items() if k in ("audioclip", "wav2clip", "clip")}
+    model = PatchSimilarity(**towers, seconds=0.5, heatmap_size=8, tuning="full", mixed=2).train()
+    zero_shot = PatchSimilarity(**towers, seconds=0.5, heatmap_size=8)
+    side = model.input_spec.image_size
+    b = batch([[0], [3], [2], [5]])
+    b.image = (noise(4, 3, side, side) * 60 + 128).clamp(0, 255).to(torch.uint8)
+    torch.testing.assert_close(model.localize(b).heatmap, zero_shot.localize(b).heatmap)
+
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    optimizer = torch.optim.Adam(model.trainable(), lr=1e-3)
+    losses = []
+    for _ in range(6):
+        torch.manual_seed(0)
+        loss = model.training_losses(b)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None for p in model.trainable())  # DDP waits for every one
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    learnt = {k for k, p in model.named_parameters() if p.requires_grad}
+    assert changed <= learnt  # statistics of batch norms stay
+    encoders = {"audioclip": ("towers.clip.visual.", "towers.clip.audio.")}
+    seen, heard = encoders.get(ears, ("towers.clip.clip.visual.", "towers.ears."))
+    assert all(k.startswith((seen, heard)) for k in learnt)
+    assert not any(part in k for k in learnt for part in ("token_embedding", "text_projection"))
+    for prefix in (seen, heard):  # everything there but the kernels of the spectrogram
+        names = {k for k, _ in model.named_parameters() if k.startswith(prefix) and ".fbsp." not in k}
+        assert names == {k for k in learnt if k.startswith(prefix)}
+        assert any(k.startswith(prefix) for k in changed)
+
+    state = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
+    state["pytorch-lightning_version"] = "2.5.0"
+    model.on_save_checkpoint(state)
+    assert not any("token_embedding" in k for k in state["state_dict"])
+    torch.save(state, tmp_path / "best.ckpt")
+    again = load_method(tmp_path / "best.ckpt", "cpu")
+    torch.testing.assert_close(again.localize(b).heatmap, model.eval().localize(b).heatmap)
+
+
+def test_the_transform_is_taken_of_the_cosines_before_they_are_resized(files: dict[str, str]) -> None:
+    b = batch([[0, 3], [2, 5]], tiles=2)
+    plain, squared = audioclip(files).localize(b), audioclip(files, transform="squared").localize(b)
+    towers = AudioCLIP.from_source(files["audioclip"])
+    with torch.no_grad():
+        tokens, sound = towers.image_tokens(normalise(b.image), "grid"), towers.encode_audio(b.audio)
+    for i in range(2):
+        x = torch.stack([max(F.cosine_similarity(t, sound[i], dim=0), torch.tensor(0.0)) ** 2 for t in tokens[i]])
+        want = (x - x.min()) / (x.max() - x.min()) if x.max() > x.min() else x
+        torch.testing.assert_close(squared.heatmap[i, 0], want.view(4, 8), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(squared.confidence, plain.confidence)
+
+
 def test_the_tuned_loss_is_the_contrast_of_the_most_similar_patches(files: dict[str, str]) -> None:
     b = batch([[0], [3], [2]])
     model = audioclip(files, tuning="linear", tau=0.5)

@@ -24,8 +24,10 @@ from avloc.backbones.clipseg import normalise
 from avloc.data.mixing import mix_at_random
 from avloc.data.schema import Audio, Frame, Record, Sample, Target
 from avloc.data.transforms import SampleError, make_item
-from avloc.evaluation.measures import Scored
+from avloc.evaluation.measures import NOPRIOR, OWN_SOURCES, Scored
+from avloc.evaluation.measures import TVSL as TVSL_MEASURE
 from avloc.methods.load import load_method
+from avloc.methods.maps import transformed
 from avloc.methods.tvsl import TVSL
 from avloc.methods.tvsl.losses import Scales, classification, correspondence, detection
 from avloc.methods.tvsl.method import Detection, crossed, draw_maps, losses_of, read_classes
@@ -400,6 +402,7 @@ def test_given_classes_carry_the_numbers_of_the_data_set(towers: str) -> None:
 def test_given_classes_have_one_map_each_in_their_order(towers: str) -> None:
     model = method(towers, sources="given").eval()
     b = batch([[4, 2], [1], []], tiles=3)
+    b.sounding = torch.tensor([True, True, False])
     answer = model.localize(b)
     assert answer.heatmap.shape == (3, 2, 32, 96)
     assert answer.label.tolist() == [[4, 2], [1, -1], [-1, -1]]
@@ -448,6 +451,74 @@ def test_no_class_detected_is_an_empty_answer_that_can_be_scored(towers: str) ->
     scored = Scored(Localization(answer.heatmap, answer.confidence, answer.label), b)
     assert scored.sources.eq(0).all()
     assert scored.answered.tolist() == [0, 0]
+
+
+def test_a_clip_without_labels_is_detected_whatever_its_batch_mates(towers: str) -> None:
+    given = method(towers, sources="given", detected=Detection(count=2)).eval()
+    found = method(towers, detected=Detection(count=2)).eval()
+    b = batch([[4, 2], [1], [0]], tiles=2)
+    want = found.localize(replace(b, label=[], class_id=None))
+    nothing = given.localize(replace(b, label=[], class_id=None))
+    torch.testing.assert_close(nothing.heatmap, want.heatmap)
+    assert torch.equal(nothing.label, want.label)
+    assert (nothing.label >= 0).sum(1).tolist() == [2, 2, 2]
+    # labels on some samples only, by name and by number; the second is not named
+    some = replace(b, label=[["cat", "flute"], [], ["bell"]])
+    for known in (some, replace(b, label=[], class_id=torch.tensor([[4, 2], [-1, -1], [0, -1]]))):
+        answer = given.localize(known)
+        assert answer.label[0].tolist() == [4, 2, -1, -1]
+        assert answer.label[2].tolist() == [0, -1, -1, -1]
+        assert torch.equal(answer.label[1], want.label[1])
+        torch.testing.assert_close(answer.heatmap[1], want.heatmap[1])
+        torch.testing.assert_close(answer.confidence[1], want.confidence[1])
+    # labels on some sources only: the other has no map
+    half = given.localize(replace(b, label=[["cat", ""], ["drum", "dog"], ["", "bell"]], class_id=None))
+    assert half.label.tolist() == [[4, -1], [1, 3], [-1, 0]]
+    assert half.heatmap[0, 1].eq(0).all()
+    assert half.heatmap[2, 0].eq(0).all()
+    assert half.heatmap[half.label >= 0].flatten(1).amax(1).eq(1).all()
+
+
+def test_detection_by_a_known_number_looks_at_no_class(towers: str) -> None:
+    p = torch.tensor([[0.9, 0.1, 0.6, 0.5, 0.2, 0.0], [0.4, 0.3, 0.1, 0.2, 0.0, 0.0], [0.9, 0.8, 0.7, 0.6, 0.55, 0.5]])
+    model = method(towers, detected=Detection(count="known", least=1))
+    index, _ = model.detect(p, torch.tensor([3, 0, 1]))
+    assert index.tolist() == [[0, 2, 3, -1], [0, -1, -1, -1], [0, -1, -1, -1]]
+    index, _ = model.detect(p)  # unknown: the threshold, and one at least
+    assert index.tolist() == [[0, 2, 3, -1], [0, -1, -1, -1], [0, 1, 2, 3]]
+    b = batch([[4, 2], [1], [0]], tiles=2)
+    number = (model.eval().localize(b).label >= 0).sum(1)
+    assert number.tolist() == [2, 1, 1]
+    other = replace(b, label=[["drum", "dog"], ["dog"], ["cat"]], class_id=None)
+    torch.testing.assert_close(model.localize(other).heatmap, model.localize(b).heatmap)
+    with pytest.raises(ValueError, match="0 <= least <= most, got least 5"):
+        Detection(least=5)
+
+
+@pytest.mark.parametrize("found", [1, 3])
+def test_fewer_or_more_classes_than_sources_can_be_scored(towers: str, found: int) -> None:
+    """A true source that was not found has a map of zeros, one that is not there is left out."""
+    model = method(towers, detected=Detection(count=found)).eval()
+    b = batch([[4, 2], [1, 0]], tiles=2)
+    b.truth = torch.zeros(2, 2, 8, 16)
+    b.truth[:, 0, :, :4], b.truth[:, 1, :, 9:] = 1, 1
+    answer = model.localize(b)
+    scored = Scored(answer, b)
+    assert scored.answered.tolist() == [found, found]
+    for i in range(2):
+        for k in range(2):
+            place = (answer.label[i] == b.class_id[i, k]).nonzero()
+            assert scored.sources[i, k].any() == (len(place) > 0)
+    for measure in (TVSL_MEASURE, OWN_SOURCES, NOPRIOR):
+        assert all(v.shape[0] == 2 for v in measure.function(scored).values())
+
+
+def test_the_square_sharpens_and_keeps_the_order_of_what_is_alike() -> None:
+    x = torch.tensor([[[[-0.9, 0.1], [0.2, 0.4]]]])
+    assert transformed(x, "none") is x
+    assert transformed(x, "squared").flatten().tolist() == pytest.approx([0, 0.01, 0.04, 0.16])
+    drawn = draw_maps(x, (2, 2), replace(DESIGNS["published"], transform="squared"))
+    assert drawn.flatten().tolist() == pytest.approx([0, 0.0625, 0.25, 1])
 
 
 def test_silence_and_single_samples_are_finite(towers: str) -> None:
@@ -575,8 +646,20 @@ def test_a_class_that_is_not_in_the_list_is_named(towers: str) -> None:
         model.training_losses(batch([[0], [2]]))
     with pytest.raises(ValueError, match="have class 2, but the list has 2 names"):
         model.training_losses(replace(batch([[0], [2]]), label=[]))
-    with pytest.raises(ValueError, match="must be told what sounds"):
-        method(towers, sources="given").localize(replace(batch([[0]]), label=[], class_id=None))
+
+
+def test_training_must_know_every_source(towers: str) -> None:
+    model, b = method(towers), batch([[0, 3], [2, 5]], tiles=2)
+    for names, numbers, said in (
+        ([["bell", "dog"], ["flute", ""]], b.class_id, "s1 has a source without a class"),
+        ([["bell", "dog"], []], b.class_id, "s1 has sources without a class"),
+        ([], torch.tensor([[0, 3], [-1, -1]]), "s1 has sources without a class"),
+        ([], None, "s0 has sources without a class"),
+    ):
+        with pytest.raises(ValueError, match=f"must be told what sounds, but {said}"):
+            model.training_losses(replace(b, label=names, class_id=numbers))
+    silent = replace(b, label=[["bell", "dog"], []], sounding=torch.tensor([True, False]))
+    assert torch.isfinite(model.training_losses(silent)["loss"])
 
 
 def test_another_numbering_of_the_classes_is_refused(towers: str) -> None:

@@ -1,7 +1,8 @@
-"""AudioCLIP and Wav2CLIP as they are: how alike is each patch of the picture to the sound?
+"""AudioCLIP and Wav2CLIP: how alike is each patch of the picture to the sound?
 
-The baselines of T-VSL's tables (``facts/tvsl.md`` section 7), which their article states in one sentence. Zero-shot
-there is nothing to learn; fine-tuned, one linear layer a tower learns from pairs alone.
+The baselines of T-VSL's tables, of which its article says that the pre-trained image and audio encoders are fine-tuned
+on the target set, and no more: here by pairs of pictures and sounds alone. Untrained they are rows of their own, and so
+is a layer behind each of the frozen towers.
 """
 
 from __future__ import annotations
@@ -21,14 +22,44 @@ from avloc.backbones.wav2clip import Statistics, Wav2CLIP
 from avloc.data.mixing import mix_at_random, range_of
 from avloc.methods.base import Localizer
 from avloc.methods.losses import symmetric_infonce
+from avloc.methods.maps import Transform, transformed
 from avloc.metrics.maps import minmax
 from avloc.types import AVBatch, InputSpec, Localization
 from avloc.weights import WeightError, WeightFile, locate
 
-__all__ = ["PatchSimilarity"]
+__all__ = ["AudioCLIPTowers", "PatchSimilarity", "draw"]
 
 
-class AudioCLIPTowers(nn.Module):
+class Towers(nn.Module):
+    """An image and an audio tower into one space of D dimensions.
+
+    They are always in eval mode, also where they learn: batch norms keep the statistics of their pre-training (their
+    factors and offsets learn), so a step does not depend on how a batch is spread over processes, and what is
+    tested is what was trained. (Choice: the article does not say.)
+    """
+
+    width: int
+    sample_rate: int
+    image_size: int
+    files: dict[str, WeightFile]
+
+    def train(self, mode: bool = True) -> Towers:
+        return super().train(False)
+
+    def encoders(self) -> list[nn.Module]:
+        """What fine-tuning trains; text towers are no part of it."""
+        raise NotImplementedError
+
+    def see(self, image: Tensor) -> Tensor:
+        """Patches ``[B, D, h, w]`` of pictures or rows of pictures uint8 ``[B, 3, H, W]``."""
+        raise NotImplementedError
+
+    def hear(self, audio: Tensor) -> Tensor:
+        """Embeddings ``[B, D]`` of waveforms ``[B, T]``."""
+        raise NotImplementedError
+
+
+class AudioCLIPTowers(Towers):
     """AudioCLIP's picture tokens and sound embedding.
 
     Args:
@@ -41,7 +72,11 @@ class AudioCLIPTowers(nn.Module):
         self.clip, self.positions = AudioCLIP.from_source(weights), positions
         self.width, self.sample_rate = self.clip.width, self.clip.config.audio.sample_rate
         self.image_size = self.clip.config.image.size
-        self.files: dict[str, WeightFile] = {"audioclip": self.clip.file}
+        self.files = {"audioclip": self.clip.file}
+
+    def encoders(self) -> list[nn.Module]:
+        """The kernels of the spectrogram stay as they are: AudioCLIP learns them under a regulariser of its own."""
+        return [self.clip.visual, *(m for name, m in self.clip.audio.named_children() if name != "fbsp")]
 
     def see(self, image: Tensor) -> Tensor:
         """Patches ``[B, D, h, w]`` of pictures or rows of pictures uint8 ``[B, 3, H, W]``."""
@@ -53,7 +88,7 @@ class AudioCLIPTowers(nn.Module):
         return self.clip.encode_audio(audio)
 
 
-class Wav2CLIPTowers(nn.Module):
+class Wav2CLIPTowers(Towers):
     """Wav2CLIP's sound embedding, and the patches of the CLIP (a ViT of its width) into whose space it hears.
 
     Args:
@@ -77,6 +112,9 @@ class Wav2CLIPTowers(nn.Module):
                 f"{clip} is no ViT with embeddings of {self.width}, into which {weights} hears. Wav2CLIP's is ViT-B/32."
             )
         visual.output_tokens = True
+
+    def encoders(self) -> list[nn.Module]:
+        return [self.clip.clip.visual, self.ears]
 
     def see(self, image: Tensor) -> Tensor:
         """Patches ``[B, D, h, w]`` of pictures, or of rows of them, which the ViT sees one by one."""
@@ -106,9 +144,10 @@ class PatchSimilarity(Localizer):
         clip: weight source of its CLIP, a ViT of its width (ViT-B/32); None with AudioCLIP.
         positions: of AudioCLIP's picture tokens, see `avloc.backbones.audioclip.ImageTower.tokens`.
         statistics: see `avloc.backbones.wav2clip.Wav2CLIP`.
-        tuning: ``none`` is zero-shot. ``linear``: a layer behind each tower, initially the identity, learns by InfoNCE
-            of each sound with its picture's most similar patch among the pictures of its batch. (The article says
-            "fine-tuned" and no more.)
+        tuning: what learns by InfoNCE of each sound with its picture's most similar patch among the pictures of its
+            batch. ``none``: nothing, zero-shot. ``full``: both encoders (the article's words); the text tower is no
+            part. ``linear``: a layer behind each frozen tower, initially the identity (ours).
+        transform: of the cosines before they are resized, see `avloc.methods.maps.transformed` (ours).
         tau: temperature of that loss.
         mixed: training mixtures, see `avloc.methods.tvsl.TVSL`; 1 for none.
         seconds: length of the sound, the middle of the clip.
@@ -128,7 +167,8 @@ class PatchSimilarity(Localizer):
         clip: str | None = None,
         positions: Positions = "grid",
         statistics: Statistics = "clip",
-        tuning: Literal["none", "linear"] = "none",
+        tuning: Literal["none", "full", "linear"] = "none",
+        transform: Transform = "none",
         tau: float = 0.07,
         mixed: int | tuple[int, int] = 1,
         seconds: float = 5.0,
@@ -142,7 +182,7 @@ class PatchSimilarity(Localizer):
             raise ValueError(
                 "PatchSimilarity listens with audioclip, or with wav2clip and its clip: set the others to null."
             )
-        towers: AudioCLIPTowers | Wav2CLIPTowers
+        towers: Towers
         if audioclip is not None:
             towers = AudioCLIPTowers(audioclip, positions)
         else:
@@ -150,7 +190,10 @@ class PatchSimilarity(Localizer):
             assert clip is not None
             towers = Wav2CLIPTowers(wav2clip, clip, statistics)
         self.towers, self.tuning, self.tau, self.mixed = towers, tuning, tau, range_of(mixed)
-        self.heatmap_size = heatmap_size
+        self.transform, self.heatmap_size = transform, heatmap_size
+        if tuning == "full":
+            for encoder in towers.encoders():
+                encoder.requires_grad_()
         self.frozen_files = towers.files
         self.input_spec = InputSpec(
             image_size=towers.image_size,
@@ -166,7 +209,7 @@ class PatchSimilarity(Localizer):
 
     def tokens(self, batch: AVBatch) -> tuple[Tensor, Tensor]:
         """Unit patches ``[B, D, h, w]`` and unit sounds ``[B, D]``, float32."""
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.tuning == "full" and torch.is_grad_enabled()):
             patches, sound = self.towers.see(batch.image).float(), self.towers.hear(batch.audio).float()
         patches = self.seen(patches.movedim(1, -1)).movedim(-1, 1)
         return F.normalize(patches.float(), dim=1), F.normalize(self.heard(sound).float(), dim=1)
@@ -190,9 +233,14 @@ class PatchSimilarity(Localizer):
         with torch.no_grad():
             patches, sound = self.tokens(batch)
             cosine = torch.einsum("bdhw,bd->bhw", patches, sound)[:, None]
-            size = self.heatmap_size, self.heatmap_size * cosine.shape[-1] // cosine.shape[-2]
-            maps = F.interpolate(cosine, size, mode="bilinear", align_corners=False)
-        return Localization(minmax(maps), cosine.amax((-1, -2)))
+            maps = draw(transformed(cosine, self.transform), self.heatmap_size)
+        return Localization(maps, cosine.amax((-1, -2)))
+
+
+def draw(similarity: Tensor, height: int) -> Tensor:
+    """Similarities ``[B, S, h, w]`` as min-max normalised maps of a height, bilinear."""
+    size = height, height * similarity.shape[-1] // similarity.shape[-2]
+    return minmax(F.interpolate(similarity, size, mode="bilinear", align_corners=False))
 
 
 def identity(width: int) -> nn.Linear:

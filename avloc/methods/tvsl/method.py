@@ -19,7 +19,7 @@ from avloc.backbones.clipseg import normalise
 from avloc.data.labels import LABEL_SPACES
 from avloc.data.mixing import mix_at_random, range_of
 from avloc.methods.base import Localizer
-from avloc.methods.classes import BACKGROUND, ClassList, listed, plain, repeated, spoken
+from avloc.methods.classes import BACKGROUND, ClassList, known_sources, listed, plain, repeated, spoken
 from avloc.methods.losses import gather_rows, rank_and_world
 from avloc.methods.maps import transformed
 from avloc.methods.tvsl.losses import Scales, classification, correspondence, detection
@@ -40,19 +40,25 @@ class Detection:
     Args:
         threshold: least probability of a class.
         most: largest number of classes of a sample; that of the maps of each answer.
-        count: say exactly so many sound, the most probable ones; None to let ``threshold`` decide.
+        least: smallest number: so many are found, the most probable ones, whatever their probability.
+        count: say exactly so many sound, the most probable ones; ``known`` for as many as the sample is known to have
+            (which ones is not looked at), and by the threshold where that is unknown; None to let ``threshold``
+            decide.
 
     Raises:
-        ValueError: a count or a largest number that no answer can have.
+        ValueError: a count, or a smallest or largest number, that no answer can have.
     """
 
     threshold: float = 0.5
     most: int = 4
-    count: int | None = None
+    least: int = 0
+    count: int | Literal["known"] | None = None
 
     def __post_init__(self) -> None:
-        if self.most < 1 or (self.count is not None and not 1 <= self.count <= self.most):
+        if self.most < 1 or (isinstance(self.count, int) and not 1 <= self.count <= self.most):
             raise ValueError(f"T-VSL: detection wants 1 <= count <= most, got count {self.count}, most {self.most}.")
+        if not 0 <= self.least <= self.most:
+            raise ValueError(f"T-VSL: detection wants 0 <= least <= most, got least {self.least}, most {self.most}.")
 
 
 class TVSL(Localizer):
@@ -69,7 +75,8 @@ class TVSL(Localizer):
         audioclip: weight source of the three towers.
         design: ``published``, ``released``, or the parts one by one.
         sources: which classes are asked for at test time: those that are ``detected`` (paper), or the true ones that
-            are ``given`` (release, whose every test is told what sounds).
+            are ``given`` (release, whose every test is told what sounds). Of a sample that nobody named a class of,
+            they are detected in any case.
         detected: how classes are detected.
         mixed: samples of a training mixture, or the least and largest number, drawn for each batch; their classes all
             differ. 1 trains on samples as they are.
@@ -231,10 +238,11 @@ class TVSL(Localizer):
         return super().learned_keys() | drifting
 
     def class_index(self, batch: AVBatch) -> Tensor:
-        """The true classes as places in the list, int64 ``[B, S]``; -1 fills up. By name where the batch has names.
+        """The true classes as places in the list, int64 ``[B, S]``; -1 fills up, and stands for what is not known. By
+        name where the batch has names.
 
         Raises:
-            ValueError: the batch has no classes at all, or one that is not in the list.
+            ValueError: a class is not in the list.
         """
         if any(name for names in batch.label for name in names):
             rows = [[self.find(name, key) for name in names] for names, key in zip(batch.label, batch.key, strict=True)]
@@ -242,10 +250,7 @@ class TVSL(Localizer):
             filled = torch.tensor([r + [-1] * (most - len(r)) for r in rows])
             return filled.to(batch.device, non_blocking=True)
         if batch.class_id is None:
-            raise ValueError(
-                f"T-VSL must be told what sounds in {', '.join(batch.key[:3])}, ..., but they have no classes. Train "
-                "on a labelled set; in tests, set model.sources to detected."
-            )
+            return torch.full((len(batch), 1), -1, device=batch.device)
         index = torch.where(batch.class_id < 0, -1, batch.class_id - self.first_class)
         if wrong := [c for c in index.flatten().tolist() if c >= len(self.names) or c < -1]:
             raise ValueError(
@@ -270,22 +275,36 @@ class TVSL(Localizer):
         """``mcid``, ``image_cls``, ``audio_cls``, ``av`` (those that the design has), and their sum ``loss``.
 
         Raises:
-            ValueError: a class is missing, not in the list, or there twice in one mixture; see `avloc.data.mixing` for
-                what cannot be mixed.
+            ValueError: a sample sounds and one of its classes is missing; or a class is not in the list, or there twice
+                in one mixture; see `avloc.data.mixing` for what cannot be mixed.
         """
         batch = mix_at_random(batch, *self.mixed)  # a resumed run draws alike: the step's samples seed torch
-        for names, key in zip(batch.label, batch.key, strict=False):
-            if twice := next((n for i, n in enumerate(names) if n and n in names[:i]), None):
-                raise ValueError(
-                    f"T-VSL tells sources apart by their class, but {key} has {twice!r} twice. Leave it out of the "
-                    "training set, or train on single sources with model.mixed, which mixes different classes."
-                )
+        self.check_labels(batch)
         index = self.class_index(batch)
         target = torch.where(index < 0, -1, self.targets()[index.clamp(min=0)])
         temperature = self.towers.temperature
         scales = Scales(temperature("image_text"), temperature("audio_text"), temperature("audio_image"))
         gathered = self.negatives == "gathered"
         return losses_of(self.network, self.perceive(batch), self.bank(), index, target, scales, gathered)
+
+    def check_labels(self, batch: AVBatch) -> None:
+        """Nothing can be learnt of a sound whose classes are half known: is a class absent, or its name?"""
+        sounding = [True] * len(batch) if batch.sounding is None else batch.sounding.tolist()
+        numbers: list[list[int]] = [[]] * len(batch) if batch.class_id is None else batch.class_id.tolist()
+        named = any(name for names in batch.label for name in names)
+        for i, (key, sounds) in enumerate(zip(batch.key, sounding, strict=True)):
+            names = batch.label[i] if batch.label else []
+            known = any(names) if named else any(c >= 0 for c in numbers[i])
+            if sounds and (not known or (named and not all(names))):
+                raise ValueError(
+                    f"T-VSL must be told what sounds, but {key} has {'a source' if known else 'sources'} without a "
+                    "class. Train on a labelled set, or leave the sample out."
+                )
+            if twice := next((n for j, n in enumerate(names) if n and n in names[:j]), None):
+                raise ValueError(
+                    f"T-VSL tells sources apart by their class, but {key} has {twice!r} twice. Leave it out of the "
+                    "training set, or train on single sources with model.mixed, which mixes different classes."
+                )
 
     def targets(self) -> Tensor:
         """Row of the bank that each class is taught, int64 ``[N]``."""
@@ -300,10 +319,11 @@ class TVSL(Localizer):
 
         Where fewer classes are detected than there are maps, also where it is none, the other maps are zero and their
         label is -1; the confidence is that of the next probable class. A class that is given twice has its map twice.
-        Given classes are found by name, and labelled with the data set's own numbers.
+        Given classes are found by name, and labelled with the data set's own numbers; a given source that has no class
+        has no map, and a sample that has none at all, and is not known to be silent, has detected ones.
 
         Raises:
-            ValueError: ``given`` sources are unknown; or the batch numbers its classes otherwise than the list.
+            ValueError: a given class is not in the list; or the batch numbers its classes otherwise than the list.
         """
         with torch.no_grad():
             tokens, bank = self.perceive(batch), self.bank()
@@ -311,8 +331,9 @@ class TVSL(Localizer):
             if self.sources == "given":
                 index = self.class_index(batch)
                 confidence = torch.where(index < 0, 0.0, probability.gather(1, index.clamp(min=0)))
+                index, confidence = self.fill_in(batch, index, confidence, probability)
             else:
-                index, confidence = self.detect(probability)
+                index, confidence = self.detect(probability, known_sources(batch))
                 self.classes.check(batch)
             found = self.network.separate(tokens, bank[index.clamp(min=0)])
             grid = self.towers.visual.grid(batch.image.shape[-2], batch.image.shape[-1])
@@ -320,18 +341,40 @@ class TVSL(Localizer):
             size = self.heatmap_size, self.heatmap_size * grid[1] // grid[0]
             maps = draw_maps(maps, size, self.design) * (index >= 0)[..., None, None]
         label = torch.where(index < 0, -1, index + self.first_class)
-        if self.sources == "given" and batch.class_id is not None and batch.class_id.shape == label.shape:
-            label = torch.where((index < 0) | (batch.class_id < 0), label, batch.class_id)
+        if self.sources == "given" and batch.class_id is not None:
+            theirs = F.pad(batch.class_id, (0, label.shape[1] - batch.class_id.shape[1]), value=-1)
+            label = torch.where((index < 0) | (theirs < 0), label, theirs)
         return Localization(maps, confidence, label)
 
-    def detect(self, probability: Tensor) -> tuple[Tensor, Tensor]:
-        """Places of the detected classes int64 ``[B, most]``, -1 fills up, and probabilities, of ``[B, N]``."""
+    def fill_in(self, batch: AVBatch, index: Tensor, confidence: Tensor, probability: Tensor) -> tuple[Tensor, Tensor]:
+        """Detected classes for the samples that were given none, but for those that are known to be silent."""
+        unknown = (index < 0).all(1)
+        if batch.sounding is not None:
+            unknown = unknown & batch.sounding
+        if not unknown.any():
+            return index, confidence
+        found, sure = self.detect(probability, known_sources(batch))
+        width = max(index.shape[1], found.shape[1])
+        rows = [F.pad(x, (0, width - x.shape[1]), value=-1) for x in (index, found)]
+        values = [F.pad(x, (0, width - x.shape[1])) for x in (confidence, sure)]
+        return torch.where(unknown[:, None], rows[1], rows[0]), torch.where(unknown[:, None], values[1], values[0])
+
+    def detect(self, probability: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Places of the detected classes int64 ``[B, most]``, -1 fills up, and probabilities.
+
+        Args:
+            probability: ``[B, N]``.
+            known: int64 ``[B]``, how many sources each sample is known to have, 0 where that is unknown; None for
+                nowhere.
+        """
         d, N = self.detected, probability.shape[1]
         top = probability.topk(min(d.most, N), dim=1)
-        if d.count is None:
-            kept = top.values >= d.threshold
-        else:
-            kept = torch.arange(min(d.most, N), device=probability.device).expand_as(top.values) < d.count
+        place = torch.arange(top.values.shape[1], device=probability.device)
+        kept = (top.values >= d.threshold) | (place < d.least)
+        if isinstance(d.count, int):
+            kept = (place < d.count).expand_as(kept)
+        elif d.count == "known" and known is not None:
+            kept = torch.where(known[:, None] > 0, place < known[:, None], kept)
         lacking = (0, d.most - top.values.shape[1])
         return F.pad(torch.where(kept, top.indices, -1), lacking, value=-1), F.pad(top.values, lacking)
 
