@@ -1,8 +1,8 @@
-"""AudioCLIP: CLIP's ResNet-50 and text transformer with an audio tower beside them (``facts/audioclip_wav2clip.md``).
+"""AudioCLIP: CLIP's ResNet-50 and text transformer with an audio tower beside them.
 
 The official files, full and partial training, load unchanged. Each tower gives one embedding, and tokens of the same
 width: patches of the picture, positions of the text, time-frequency tiles of the sound. T-VSL's way to read the
-patches is in ``facts/tvsl.md`` section 2.
+patches is an option of `ImageTower.tokens`.
 """
 
 from __future__ import annotations
@@ -487,7 +487,7 @@ class AudioCLIP(TextTower):
         config: sizes; None for the official ones.
         tokenizer: turns text into ids of the text tower's vocabulary.
         frozen: `train` leaves the module in eval mode. T-VSL's release lets the batch normalisations of frozen
-            towers run on batch statistics (``facts/tvsl.md`` section 3): set the attribute to False for that.
+            towers run on batch statistics: set the attribute to False for that.
 
     Attributes:
         frozen: as above; may be changed.
@@ -558,7 +558,7 @@ class AudioCLIP(TextTower):
         """Learnt factor of the cosines of a pair, float32 ``[]`` in [1, 100].
 
         It starts at log 100 for the audio pairs, where float32 puts the exponential just above 100 on a CPU: the
-        bound then gives it no gradient (``facts/tvsl.md`` section 1).
+        bound then gives it no gradient.
         """
         scale = {"image_text": self.logit_scale, "audio_image": self.logit_scale_ai, "audio_text": self.logit_scale_at}
         return scale[pair].float().exp().clamp(1.0, LARGEST_SCALE)

@@ -1,4 +1,4 @@
-"""Wav2CLIP: a ResNet-18 that hears into a CLIP space of 512 dimensions (``facts/audioclip_wav2clip.md`` section 2)."""
+"""Wav2CLIP: a ResNet-18 that hears into a CLIP space of 512 dimensions."""
 
 from __future__ import annotations
 

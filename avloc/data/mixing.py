@@ -1,4 +1,4 @@
-"""Mixtures made of a batch: pictures side by side, sounds summed (T-VSL; ``facts/tvsl.md`` section 5).
+"""Mixtures made of a batch: pictures side by side, sounds summed (T-VSL).
 
 For training alone. Mixtures that are evaluated are records of their own, see `avloc.data.mixtures`.
 """

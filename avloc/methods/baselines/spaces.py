@@ -1,7 +1,7 @@
 """Spaces in which sounds, words and pictures can be compared, frozen: Wav2CLIP, AudioCLIP, CLAP and ImageBind.
 
-The open-vocabulary baselines ask them what sounds, or which region looks like the sound
-(``facts/acl_llm.md`` section 7). Every vector is of unit length, so a product is a cosine.
+The open-vocabulary baselines ask them what sounds, or which region looks like the sound.
+Every vector is of unit length, so a product is a cosine.
 """
 
 from __future__ import annotations
