@@ -139,6 +139,12 @@ class EvalSet(Dataset[Item]):
         name = self.records[record].unit(frame)
         return f"{name}@{condition}" if condition else name
 
+    def picture(self, i: int) -> str:
+        """What unit i shares with the units that show the same picture under other sounds: its interactive group, else
+        its key without the condition."""
+        record, frame, _ = self.units[i]
+        return self.records[record].group or self.records[record].unit(frame)
+
     def sample(self, record: int) -> Sample:
         """A record with the bytes of all of its members."""
         return Sample(self.records[record], {m: self._read(*place) for m, place in self.places[record].items()})

@@ -29,6 +29,14 @@ def report(
     table: Annotated[
         str | None, typer.Option(help="One table's number as printed; by default all in which a run has a row.")
     ] = None,
+    keys: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY,KEY|FILE",
+            help="Samples shown first, every run's answer side by side: those of which the runs' tests kept pictures "
+            "(some of each set, and those of `avloc test ... --panels.keys`). Needs --out.",
+        ),
+    ] = None,
 ) -> None:
     """Print measured rows beside the published ones, with the controls.
 
@@ -37,7 +45,7 @@ def report(
     from avloc.evaluation.results import numbers_of_some
     from avloc.report.tables import report as write_report
 
-    write_report(runs, out, metrics, paper=paper, table=table, rescore=numbers_of_some)
+    write_report(runs, out, metrics, paper=paper, table=table, rescore=numbers_of_some, keys=keys)
 
 
 def rescore(runs: Runs) -> None:

@@ -6,7 +6,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib
@@ -16,6 +16,7 @@ from matplotlib.ticker import PercentFormatter
 
 from avloc.metrics.avs import THRESHOLDS
 from avloc.metrics.ciou import LEVELS
+from avloc.report.breakdown import success_by
 from avloc.report.intervals import find_statistic
 from avloc.report.layout import goal_of
 from avloc.report.results import ANOTHER_CONTEXT, GUIDED, HEARD, LOWER_IS_BETTER, MODEL, Run
@@ -33,6 +34,8 @@ DASHES = {
     "noise": ":",
     ANOTHER_CONTEXT: (0, (3, 1, 1, 1)),
 }
+FEW = 8
+"""Points up to which each is marked: means of a few groups."""
 CONTROL = "#858b94"
 CONTROLS: dict[str, Any] = {
     "full frame": (0, (1, 1)),
@@ -56,12 +59,13 @@ class Curve:
 
 @dataclass(frozen=True)
 class Plot:
-    """Curves over the same axes; all values are fractions."""
+    """Curves over the same axes; all values are fractions, but those of ``x`` where ``ticks`` are given: numbers."""
 
     title: str
     x: str
     y: str
     curves: list[Curve]
+    ticks: Sequence[float] = ()
 
 
 def plots_of(name: str, runs: Sequence[Run]) -> list[Plot]:
@@ -106,8 +110,33 @@ def plots_of(name: str, runs: Sequence[Run]) -> list[Plot]:
             if "pr_precision" in (c := run.sets[name].curves.get(row, {}).get(p, {})) and "pr_recall" in c
         ]
         plots.append(Plot(f"Precision and recall ({p})", "recall", "precision", lines))
+    plots += by_extent(name, runs)
     told = f", the best {len(runs)} of {count} runs" if len(runs) < count else ""
-    return [Plot(p.title + told, p.x, p.y, kept) for p in plots if (kept := [c for c in p.curves if len(c.x) > 1])]
+    drawn = [replace(p, title=p.title + told, curves=[c for c in p.curves if len(c.x) > 1]) for p in plots]
+    return [p for p in drawn if p.curves]
+
+
+def by_extent(name: str, runs: Sequence[Run]) -> list[Plot]:
+    """Success over the size of what sounds, at the mean size of each group, and over the number of sources."""
+    places = {run.name: i for i, run in enumerate(runs)}
+    out = []
+    for by, x in (("truth_area", "sounding share of the picture"), ("sources", "sources")):
+        rows = success_by(name, runs, by)
+        curves = [
+            Curve(
+                row.name,
+                [g.mean for g in row.groups],
+                [g.success for g in row.groups],
+                places[row.run] if row.row in (MODEL, GUIDED) else -1,
+                row.row,
+            )
+            for row in rows
+        ]
+        ticks = sorted({g.mean for row in rows for g in row.groups}) if by == "sources" else ()
+        if rows:
+            title = "size of what sounds" if by == "truth_area" else "number of sources"
+            out.append(Plot(f"{rows[0].metric} by {title}", x, rows[0].metric, curves, ticks))
+    return out
 
 
 def best_of(name: str, runs: Sequence[Run]) -> list[Run]:
@@ -181,10 +210,14 @@ def svg(plot: Plot, name: str) -> str:
             colour = CONTROL if curve.run < 0 else COLOURS[curve.run % len(COLOURS)]
             dash = (DASHES | CONTROLS).get(curve.row, "--")
             width = 2.2 if curve.row == MODEL else 1.3
-            axes.plot(curve.x, curve.y, color=colour, linestyle=dash, linewidth=width, label=curve.label)
+            points = "o" if len(curve.x) <= FEW else None
+            style_of = {"color": colour, "linestyle": dash, "linewidth": width, "marker": points, "markersize": 3.5}
+            axes.plot(curve.x, curve.y, label=curve.label, **style_of)
             if curve.marked:
                 axes.plot(*curve.marked, marker="o", color=colour, markersize=6)
-        axes.set(xlabel=plot.x, ylabel=plot.y, xlim=(0, 1), ylim=(0, 1.02))
+        axes.set(xlabel=plot.x, ylabel=plot.y, xlim=limits(plot), ylim=(0, 1.02))
+        if plot.ticks:
+            axes.set_xticks(plot.ticks)
         for axis in (axes.xaxis, axes.yaxis):
             axis.label.set_color(INK)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -195,6 +228,14 @@ def svg(plot: Plot, name: str) -> str:
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     return inlined(file.getvalue(), plot.title, name)
+
+
+def limits(plot: Plot) -> tuple[float, float]:
+    """From 0 to 1 but where the ticks are numbers, or all points lie in the first half (sizes of small things)."""
+    if plot.ticks:
+        return min(plot.ticks) - 0.3, max(plot.ticks) + 0.3
+    most = max(max(curve.x) for curve in plot.curves)
+    return 0, 1 if most > 0.5 else most * 1.08
 
 
 def inlined(text: str, title: str, name: str) -> str:

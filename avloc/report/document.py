@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +13,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from avloc.report.curves import Plot, svg
-from avloc.report.gallery import Entry, sound
+from avloc.report.gallery import Entry, Figure, Kept, rows_of, sound
 from avloc.report.layout import ResultTable
 from avloc.report.panels import inline
 from avloc.report.results import Run
@@ -30,6 +30,7 @@ OPTIONAL = {
     "control": "controls",
 }
 """Kinds of rows that a reader can hide, and how they are called."""
+COLOUR = re.compile(r"#[0-9a-f]{6}")
 CELL = re.compile(r"(?P<number>[-+]?[\d.]+)(?: (?P<interval>\[[^\]]*\]))?(?: \((?P<told>.*)\))?")
 
 
@@ -41,19 +42,25 @@ class Section:
         title: its heading.
         table: its table, or None.
         plots: its curves.
-        entries: its gallery.
-        kept: how many samples the runs kept, of which ``entries`` are shown.
+        figures: its gallery; those of several samples have a column for each.
+        kept: how many samples the runs kept, of which those of ``figures`` are shown.
         samples: size of the set.
         short: what the contents call it, its title by default.
+        asked: whether the figures were asked for by their keys: all are drawn with a column for each sample.
+        notes: what is told besides the table's own notes.
+        breakdowns: smaller tables below it.
     """
 
     title: str
     table: ResultTable | None = None
     plots: Sequence[Plot] = ()
-    entries: Sequence[Entry] = field(default_factory=list)
+    figures: Sequence[Figure] = field(default_factory=list)
     kept: int = 0
     samples: int = 0
     short: str = ""
+    asked: bool = False
+    notes: Sequence[str] = ()
+    breakdowns: Sequence[ResultTable] = ()
 
 
 def write_document(path: Path, title: str, runs: Sequence[Run], sections: Sequence[Section]) -> None:
@@ -66,9 +73,10 @@ def write_document(path: Path, title: str, runs: Sequence[Run], sections: Sequen
         sections=shown,
         style=Markup(STYLE),
         script=Markup(SCRIPT),
-        scripted=any(s["entries"] or (len(s["rows"]) > LONG and len(s["optional"]) > 1) for s in shown),
+        scripted=any(s["filtered"] or (len(s["rows"]) > LONG and len(s["optional"]) > 1) for s in shown),
         long=LONG,
-        inverted=any(a["heard_as"] for s in shown for e in s["entries"] for a in e["answers"]),
+        inverted=any(a["heard_as"] for s in shown for f in s["figures"] for a in f["answers"]),
+        coloured=any(e["sources"] for s in shown for f in s["figures"] for e in f["samples"]),
         intervals=any(c["interval"] for s in shown for row in s["rows"] for c in row["cells"]),
     )
     path.write_text(text, encoding="utf-8")
@@ -86,12 +94,16 @@ def chapter(number: int, section: Section) -> dict[str, Any]:
         "groups": groups,
         "rows": [{"kind": kind, "name": cells[0], "cells": [parts(c) for c in cells[1:]]} for kind, cells in rows],
         "optional": [(k, told) for k, told in OPTIONAL.items() if table and k in table.kinds],
-        "notes": table.notes if table else [],
+        "notes": [*(table.notes if table else []), *section.notes],
         "findings": table.findings if table else [],
         "plots": [(p.title, Markup(svg(p, f"s{number}-{i}"))) for i, p in enumerate(section.plots)],
-        "entries": [shown(entry) for entry in section.entries],
-        "labels": sorted({e.first.label for e in section.entries if e.first.label}),
-        "kinds": sorted({kind for e in section.entries for kind in e.kinds}),
+        "figures": [drawn(figure, section.asked or len(figure.entries) > 1) for figure in section.figures],
+        "filtered": bool(section.figures) and not section.asked,
+        "asked": section.asked,
+        "labels": sorted({label for f in section.figures for label in labels_of(f)}),
+        "kinds": sorted({kind for f in section.figures for e in f.entries for kind in e.kinds}),
+        "shown": sum(len(f.entries) for f in section.figures),
+        "breakdowns": [broken_down(f"s{number}b{i}", each) for i, each in enumerate(section.breakdowns)],
         "kept": section.kept,
         "samples": section.samples,
     }
@@ -103,27 +115,68 @@ def parts(cell: str) -> Mapping[str, str]:
     return {k: v or "" for k, v in found.groupdict().items()} if found else {"number": cell, "interval": "", "told": ""}
 
 
-def shown(entry: Entry) -> dict[str, Any]:
+def broken_down(name: str, table: ResultTable) -> dict[str, Any]:
+    rows = zip(table.kinds, table.rows, strict=True)
+    return {
+        "id": name,
+        "title": table.title,
+        "columns": table.columns,
+        "rows": [{"kind": kind, "name": cells[0], "cells": [parts(c) for c in cells[1:]]} for kind, cells in rows],
+        "notes": table.notes,
+    }
+
+
+def labels_of(figure: Figure) -> list[str]:
+    return list(dict.fromkeys(e.first.label for e in figure.entries if e.first.label))
+
+
+def drawn(figure: Figure, beside: bool) -> dict[str, Any]:
+    """A figure for the page: a strip of pictures for each run, or a column for each sample and a row for each run."""
+    rows = rows_of(figure)
+    answers = {run: [None if k is None else answer(run, k, beside) for k in kept] for run, kept in rows.items()}
+    one_picture = len({e.first.shows or e.first.key for e in figure.entries}) == 1
+    return {
+        "beside": beside,
+        "title": figure.first.shows or figure.first.key if one_picture else "",
+        "labels": labels_of(figure),
+        "kinds": list(dict.fromkeys(kind for e in figure.entries for kind in e.kinds)),
+        "samples": [shown(entry, beside) for entry in figure.entries],
+        "rows": [{"run": run, "answers": found} for run, found in answers.items()],
+        "answers": [a for found in answers.values() for a in found if a],
+    }
+
+
+def shown(entry: Entry, beside: bool) -> dict[str, Any]:
     first = entry.first
     heard = next((kept.sound for _, kept in entry.answers if kept.sound and kept.sound.is_file()), None)
+    true = next((kept.true for _, kept in entry.answers if kept.true and kept.true.is_file()), None)
     return {
         "key": first.key,
         "label": first.label,
         "negative": first.negative,
-        "kinds": entry.kinds,
+        "sources": legend(kept for _, kept in entry.answers),
         "sound": None if heard is None else Markup(sound(heard)),
-        "answers": [
-            {
-                "run": run,
-                "kind": kept.kind,
-                "overlap": kept.overlap,
-                "share": kept.share,
-                "confidence": kept.confidence,
-                "heard_as": ", ".join(f"{phrase} {cosine:.2f}" for phrase, cosine in kept.heard_as),
-                "picture": Markup(inline(kept.picture.read_bytes(), "image/jpeg")),
-            }
-            for run, kept in entry.answers
-        ],
+        "true": Markup(inline(true.read_bytes(), "image/jpeg")) if true and beside else None,
+    }
+
+
+def legend(answers: Iterable[Kept]) -> list[Mapping[str, str]]:
+    """Name and colour of each source, once."""
+    found = dict.fromkeys((str(name), str(colour)) for kept in answers for name, colour in kept.sources)
+    return [{"name": name, "colour": colour} for name, colour in found if COLOUR.fullmatch(colour)]
+
+
+def answer(run: str, kept: Kept, beside: bool) -> dict[str, Any]:
+    picture = kept.heat if beside and kept.heat and kept.heat.is_file() else kept.picture
+    return {
+        "run": run,
+        "label": kept.label or kept.key,
+        "kind": kept.kind,
+        "overlap": kept.overlap,
+        "share": kept.share,
+        "confidence": kept.confidence,
+        "heard_as": ", ".join(f"{phrase} {cosine:.2f}" for phrase, cosine in kept.heard_as),
+        "picture": Markup(inline(picture.read_bytes(), "image/jpeg")),
     }
 
 
@@ -198,6 +251,14 @@ select { font: inherit; color: inherit; background: var(--soft); border: 1px sol
   border-radius: .5rem; break-inside: avoid }
 .filters[hidden], .gallery figure[hidden] { display: none }
 .gallery img { width: 100%; height: auto; display: block; border-radius: .25rem }
+.gallery .beside { grid-column: 1 / -1; width: fit-content; max-width: 100% }
+.tiles { width: auto } .tiles th, .tiles td { padding: .25rem .35rem; text-align: left; white-space: normal }
+.tiles thead tr:last-child > * { border: 0 } .tiles tbody tr { border: 0 } .tiles .key { display: block }
+.tiles tbody th { min-width: 6rem; max-width: 10rem; overflow-wrap: anywhere }
+.tiles td { width: 13rem; min-width: 9rem } .tiles td > img { width: 12.5rem; max-width: 100% }
+.sources { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem .9rem; margin: .3rem 0; padding: 0;
+  font-size: .86rem }
+.sources i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border: 1px solid var(--mute) }
 .gallery p { margin: .45rem 0 .2rem; font-size: .86rem; display: flex; flex-wrap: wrap; gap: 0 .8rem }
 .gallery audio { width: 100%; height: 2.2rem; margin-top: .6rem }
 .key { color: var(--mute); font-weight: 400; font-size: .8rem; overflow-wrap: anywhere }
@@ -226,7 +287,8 @@ for (const form of document.querySelectorAll('form.filters')) {
     const { label, kind, order } = Object.fromEntries(new FormData(form));
     let count = 0;
     for (const f of figures) {
-      f.hidden = (label && f.dataset.label !== label) || (kind && !f.dataset.kinds.split('|').includes(kind));
+      const labels = f.dataset.label.split('\\n');
+      f.hidden = (label && !labels.includes(label)) || (kind && !f.dataset.kinds.split('|').includes(kind));
       count += !f.hidden;
     }
     gallery.append(...(order === 'worst' ? [...figures].reverse() : figures));
@@ -239,7 +301,21 @@ for (const form of document.querySelectorAll('form.filters')) {
 }
 """
 
-PAGE = """<!doctype html>
+PAGE = """{% macro told(a) %}
+<span class="kind {{ a.kind|replace(' ', '-') }}">{{ a.kind }}</span>
+{% if a.overlap is not none %}<span>IoU {{ "%.2f"|format(a.overlap) }}</span>{% else %}
+<span>covers {{ "%.0f"|format(100 * a.share) }} %</span>{% endif %}
+<span>confidence {{ "%.2f"|format(a.confidence) }}</span>
+{% if a.heard_as %}<span>heard as {{ a.heard_as }}</span>{% endif %}
+{% endmacro %}
+{% macro sources(e) %}
+{% if e.sources %}
+<ul class="sources">{% for s in e.sources %}
+<li><i style="background: {{ s.colour }}"></i>{{ s.name }}</li>
+{% endfor %}</ul>
+{% endif %}
+{% endmacro %}
+<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -309,11 +385,32 @@ PAGE = """<!doctype html>
 {% endfor %}
 </div>
 {% endif %}
-{% if s.entries %}
+{% for t in s.breakdowns %}
+<h3 id="{{ t.id }}">{{ t.title }}</h3>
+<div class="wide" tabindex="0" role="region" aria-labelledby="{{ t.id }}">
+<table>
+<thead>
+<tr>{% for c in t.columns %}{% if c %}<th scope="col">{{ c }}</th>{% else %}<td></td>{% endif %}{% endfor %}</tr>
+</thead>
+<tbody>
+{% for row in t.rows %}
+<tr class="{{ row.kind }}"><th scope="row">{{ row.name }}</th>
+{%- for c in row.cells %}<td><span class="number">{{ c.number }}</span>
+{%- if c.told %}<span class="told">{{ c.told }}</span>{% endif %}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% if t.notes %}
+<ul class="notes">{% for n in t.notes %}<li>{{ n }}</li>{% endfor %}</ul>
+{% endif %}
+{% endfor %}
+{% if s.figures %}
+{% if not s.asked %}
 <h3>Pictures</h3>
-<p>{{ s.entries|length }} of the {{ s.kept }} samples whose pictures were kept, of {{ s.samples }} in the set; the best
+<p>{{ s.shown }} of the {{ s.kept }} samples whose pictures were kept, of {{ s.samples }} in the set; the best
 IoU first, evenly over its range. Left to right: the picture, the sounding region where there is one, the heat map, and
-the part found at 0.5, from which the IoU follows.</p>
+the part found at 0.5, from which the IoU follows. A picture with several sounds has a column for each.</p>
 <form class="filters" hidden aria-label="Filter the pictures of {{ s.title }}">
 <label>class <select name="label"><option value="">all</option>
 {% for l in s.labels %}<option>{{ l }}</option>{% endfor %}</select></label>
@@ -323,21 +420,49 @@ the part found at 0.5, from which the IoU follows.</p>
 <option value="worst">worst first</option></select></label>
 <output aria-live="polite"></output>
 </form>
+{% endif %}
 <div class="gallery">
-{% for e in s.entries %}
-<figure data-label="{{ e.label }}" data-kinds="{{ e.kinds|join('|') }}">
+{% for f in s.figures %}
+<figure data-label="{{ f.labels|join('\n') }}" data-kinds="{{ f.kinds|join('|') }}"
+{%- if f.beside %} class="beside"{% endif %}>
+{% if f.beside %}
+{% if f.title and f.samples|length > 1 %}<figcaption>{{ f.title }}</figcaption>{% endif %}
+<div class="wide" tabindex="0" role="region" aria-label="{{ f.title or s.title }}">
+<table class="tiles">
+<thead><tr><td></td>{% for e in f.samples %}<th scope="col">{{ e.label or e.key }}
+{%- if e.negative %} / {{ e.negative }}{% endif %}
+{%- if e.label %}<span class="key">{{ e.key }}</span>{% endif %}</th>{% endfor %}</tr></thead>
+<tbody>
+<tr><th scope="row">sounding region</th>{% for e in f.samples %}<td>
+{% if e.true %}<img loading="lazy" src="{{ e.true }}" alt="{{ e.label or e.key }}">{% endif %}
+{{ sources(e) }}
+{% if e.sound %}<audio controls preload="none" src="{{ e.sound }}" aria-label="Sound of {{ e.key }}"></audio>{% endif %}
+</td>{% endfor %}</tr>
+{% for row in f.rows %}
+<tr><th scope="row">{{ row.run }}</th>{% for a in row.answers %}<td>
+{% if a %}
+<img loading="lazy" src="{{ a.picture }}" alt="{{ a.run }} on {{ a.label }}: {{ a.kind }}">
+<p>{{ told(a) }}</p>
+{% else %}
+<span class="told">no picture kept</span>
+{% endif %}
+</td>{% endfor %}</tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% else %}
+{% set e = f.samples[0] %}
 <figcaption>{{ e.label or e.key }}{% if e.negative %} / {{ e.negative }}{% endif %}
 {% if e.label %} <span class="key">{{ e.key }}</span>{% endif %}</figcaption>
-{% for a in e.answers %}
-<p>{% if e.answers|length > 1 or runs|length > 1 %}<b>{{ a.run }}</b>{% endif %}
-<span class="kind {{ a.kind|replace(' ', '-') }}">{{ a.kind }}</span>
-{% if a.overlap is not none %}<span>IoU {{ "%.2f"|format(a.overlap) }}</span>{% else %}
-<span>covers {{ "%.0f"|format(100 * a.share) }} %</span>{% endif %}
-<span>confidence {{ "%.2f"|format(a.confidence) }}</span>
-{% if a.heard_as %}<span>heard as {{ a.heard_as }}</span>{% endif %}</p>
+{{ sources(e) }}
+{% for a in f.answers %}
+<p>{% if f.answers|length > 1 or runs|length > 1 %}<b>{{ a.run }}</b>{% endif %}
+{{ told(a) }}</p>
 <img loading="lazy" src="{{ a.picture }}" alt="{{ a.run }} on {{ e.label or e.key }}: {{ a.kind }}">
 {% endfor %}
 {% if e.sound %}<audio controls preload="none" src="{{ e.sound }}" aria-label="Sound of {{ e.key }}"></audio>{% endif %}
+{% endif %}
 </figure>
 {% endfor %}
 </div>
@@ -355,6 +480,11 @@ method has learnt is what it gains over the best of them.</p>
 {% if inverted %}
 <p>"Heard as" names the class phrases of the set whose text embeddings are nearest to what the method makes of the
 sound, with their cosines.</p>
+{% endif %}
+{% if coloured %}
+<p>Where several sources sound or are answered, each has its own colour: its region is outlined in it, and a pixel is
+tinted with the colour of the map that is highest there. A map that names a class has that class's colour; maps without
+classes are paired with the sources with which they share the most heat. One map for all sources is drawn by heat.</p>
 {% endif %}
 {% if intervals %}
 <p>Numbers in brackets are 95 % intervals: percentiles of bootstrap resamples of the set's samples, in which the frames

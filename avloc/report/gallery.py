@@ -11,10 +11,14 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from avloc.report.keys import aliases
 from avloc.report.panels import inline
 from avloc.report.results import ResultsError, Run
 
-__all__ = ["Entry", "Kept", "chosen", "entries", "read_kept", "sound"]
+__all__ = ["Entry", "Figure", "Kept", "asked", "chosen", "entries", "figures", "read_kept", "rows_of", "sound"]
+
+ABREAST = 6
+"""Most samples side by side in one row of a figure."""
 
 FALSE_ALARM = 0.01
 """Share of the picture from which an answer to a sample in which nothing sounds is a false alarm."""
@@ -34,6 +38,10 @@ class Kept:
         sound: WAV, or None.
         heard_as: the class phrases nearest to the sound with their cosines, the nearest first; [] for a method that
             cannot be read (`avloc.methods.acl.inversion`).
+        shows: name of the picture, shared by the samples that show it under several sounds.
+        true, heat: JPEG of the picture with the sounding regions alone, and under the heat map; None in the folder of
+            an older test, which kept ``picture`` alone.
+        sources: (name, ``#rrggbb``) of each source that has a colour of its own; [] where none has.
     """
 
     set: str
@@ -48,6 +56,10 @@ class Kept:
     picture: Path
     sound: Path | None
     heard_as: Sequence[tuple[str, float]] = ()
+    shows: str = ""
+    true: Path | None = None
+    heat: Path | None = None
+    sources: Sequence[tuple[str, str]] = ()
 
     @property
     def kind(self) -> str:
@@ -64,7 +76,7 @@ class Kept:
         return silent, self.share if silent else -(self.overlap or 0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """One sample, with the answers of those runs that kept it."""
 
@@ -77,6 +89,22 @@ class Entry:
     @property
     def kinds(self) -> list[str]:
         return list(dict.fromkeys(kept.kind for _, kept in self.answers))
+
+    @property
+    def names(self) -> list[str]:
+        """Every key that means this sample."""
+        return aliases(self.first.key, self.first.shows)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Samples side by side: one picture under several sounds, or what somebody asked for; else one sample."""
+
+    entries: list[Entry]
+
+    @property
+    def first(self) -> Kept:
+        return self.entries[0].first
 
 
 def read_kept(folder: Path) -> list[Kept]:
@@ -94,8 +122,8 @@ def read_kept(folder: Path) -> list[Kept]:
         for process in range(json.loads(first.read_text())["processes"]):
             path = first.with_name(f"panels.{process}.json")
             for told in json.loads(path.read_text())["samples"] if path.is_file() else ():
-                files = {k: first.parent / told[k] if told[k] else None for k in ("picture", "sound")}
-                out.append(Kept(**told | files))
+                files = {k: told[k] for k in ("picture", "sound")} | {k: told.get(k) for k in ("true", "heat")}
+                out.append(Kept(**told | {k: first.parent / name if name else None for k, name in files.items()}))
     except (json.JSONDecodeError, KeyError, TypeError) as e:
         raise ResultsError(f"{path} is damaged ({type(e).__name__}: {e}). Test the run again.") from e
     return [kept for kept in out if kept.picture.is_file()]
@@ -111,11 +139,44 @@ def entries(name: str, runs: Sequence[Run]) -> list[Entry]:
     return sorted((Entry(answers) for answers in found.values()), key=lambda e: (e.first.rank, e.first.index))
 
 
-def chosen(found: Sequence[Entry], limit: int) -> list[Entry]:
-    """``limit`` of the entries, evenly over their order, the best and the worst among them."""
-    if len(found) <= limit:
+def figures(found: Sequence[Entry]) -> list[Figure]:
+    """The entries with those of one picture together, these by their index; the order is that of the first of each."""
+    shown: dict[str, list[Entry]] = {}
+    for entry in found:
+        shown.setdefault(entry.first.shows or entry.first.key, []).append(entry)
+    return [Figure(sorted(together, key=lambda e: e.first.index)) for together in shown.values()]
+
+
+def chosen(found: Sequence[Figure], limit: int) -> list[Figure]:
+    """Figures with about ``limit`` samples, evenly over their order, the best and the worst among them."""
+    samples = sum(len(figure.entries) for figure in found)
+    if samples <= limit:
         return list(found)
-    return [found[i] for i in np.linspace(0, len(found) - 1, limit).round().astype(int)]
+    several = min(len(found), max(2, round(limit * len(found) / samples)))
+    return [found[i] for i in np.linspace(0, len(found) - 1, several).round().astype(int)]
+
+
+def asked(name: str, runs: Sequence[Run], keys: Sequence[str]) -> list[Figure]:
+    """The kept samples of a set that ``keys`` name, in the order of the keys: every picture with several of them is a
+    figure, the others stand `ABREAST`."""
+    place = {key: i for i, key in enumerate(keys)}
+    found = {e: min(place[n] for n in e.names if n in place) for e in entries(name, runs) if place.keys() & e.names}
+    ordered = sorted(found, key=lambda e: (found[e], e.first.index))
+    out: list[Figure] = []
+    loose: list[Entry] = []
+    for figure in figures(ordered):
+        if len(figure.entries) > 1:
+            out.append(figure)
+        else:
+            loose += figure.entries
+    return [Figure(loose[i : i + ABREAST]) for i in range(0, len(loose), ABREAST)] + out
+
+
+def rows_of(figure: Figure) -> dict[str, list[Kept | None]]:
+    """Run to its answer to each sample of the figure, None where it kept none."""
+    names = dict.fromkeys(run for entry in figure.entries for run, _ in entry.answers)
+    answers = [dict(entry.answers) for entry in figure.entries]
+    return {name: [of.get(name) for of in answers] for name in names}
 
 
 def sound(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,15 +16,58 @@ import torch
 from jinja2 import Environment
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Panel", "gallery", "jpeg", "overlap", "overlay", "page", "panel_strip", "png", "wav"]
+__all__ = [
+    "Panel",
+    "Sources",
+    "gallery",
+    "jpeg",
+    "overlap",
+    "overlay",
+    "page",
+    "panel_strip",
+    "png",
+    "sources_of",
+    "wav",
+]
 
 Pixels = NDArray[np.uint8]
 GREEN = (64, 255, 96)
 GAP = 4
 THRESHOLD = 0.5
+PALETTE = ((230, 159, 0), (86, 180, 233), (204, 121, 167), (0, 158, 115), (240, 228, 66), (213, 94, 0), (0, 114, 178))
+"""Colours of the sources of a mixture: those of Okabe and Ito (2008), which colour-blind readers tell apart too."""
+
+
+@dataclass
+class Sources:
+    """The sources of a mixture, each with its own colour.
+
+    Attributes:
+        names: one per colour, "" where unknown: the true sources first, then what was answered beside them.
+        truth: ``[n, G, G']`` in [0, 1], of the first n.
+        maps: ``[m, h, w]`` in [0, 1], as they were answered.
+        places: for each map, whose colour it has, a place in ``names``; empty where one map answers for all.
+    """
+
+    names: list[str]
+    truth: Tensor
+    maps: Tensor
+    places: list[int]
+
+    @property
+    def colours(self) -> list[tuple[int, int, int]]:
+        """RGB in 0..255, one per name."""
+        return [PALETTE[i % len(PALETTE)] for i in range(len(self.names))]
+
+    @property
+    def legend(self) -> list[tuple[str, str]]:
+        """(name, ``#rrggbb``) of each colour."""
+        told = [name or f"source {i + 1}" for i, name in enumerate(self.names)]
+        return [(name, "#{:02x}{:02x}{:02x}".format(*rgb)) for name, rgb in zip(told, self.colours, strict=True)]
 
 
 @dataclass
@@ -39,6 +82,7 @@ class Panel:
         label: class name or kind of negative, "" when unknown.
         audio: float32 ``[T]`` in [-1, 1], or None.
         rate: samples per second of ``audio``.
+        sources: of a mixture, for a colour each; None where there is one source at most.
     """
 
     key: str
@@ -48,6 +92,7 @@ class Panel:
     label: str = ""
     audio: Tensor | None = None
     rate: int = 16000
+    sources: Sources | None = None
 
     @property
     def overlap(self) -> float | None:
@@ -71,7 +116,13 @@ def overlap(heatmap: Tensor, truth: Tensor, threshold: float = THRESHOLD) -> flo
     return float((truth * positive).sum() / union) if union > 0 else 1.0
 
 
-def overlay(image: Tensor | Pixels, heatmap: Tensor, truth: Tensor | None = None, alpha: float = 0.6) -> Pixels:
+def overlay(
+    image: Tensor | Pixels,
+    heatmap: Tensor,
+    truth: Tensor | None = None,
+    alpha: float = 0.6,
+    sources: Sources | None = None,
+) -> Pixels:
     """The heat map laid over the picture; cold pixels stay as they are.
 
     Args:
@@ -79,17 +130,80 @@ def overlay(image: Tensor | Pixels, heatmap: Tensor, truth: Tensor | None = None
         heatmap: ``[h, w]`` in [0, 1]; resized bilinearly to the image.
         truth: ``[g, g]``; its outline is drawn where given.
         alpha: opacity where the map is 1; elsewhere in proportion to the map.
+        sources: of a mixture: each is outlined in its colour, and where each has a map of its own, a pixel is tinted
+            with the colour of the map that is highest there, instead of by heat.
 
     Returns:
         uint8 ``[H, W, 3]``.
     """
     picture = torch.tensor(image) if isinstance(image, np.ndarray) else image
     picture = picture.permute(1, 2, 0).float().cpu()
-    heat = resized(heatmap, picture.shape[:2]).clamp(0, 1)
-    colour = colours()[(heat * 255).round().long()]
+    size = picture.shape[:2]
+    if sources is not None and sources.places:
+        heat, strongest = torch.stack([resized(m, size) for m in sources.maps]).clamp(0, 1).max(0)
+        tints = torch.tensor([sources.colours[i] for i in sources.places], dtype=torch.float32)
+        colour, alpha = tints[strongest], min(1.0, alpha + 0.15)  # one hue says less than a scale of them
+    else:
+        heat = resized(heatmap, size).clamp(0, 1)
+        colour = colours()[(heat * 255).round().long()]
     mixed = torch.lerp(picture, colour, (alpha * heat).unsqueeze(-1))
-    drawn = mixed.round().to(torch.uint8).numpy()
-    return drawn if truth is None else outlined(drawn, truth)
+    return marked(mixed.round().to(torch.uint8).numpy(), truth, sources)
+
+
+def marked(picture: Pixels, truth: Tensor | None, sources: Sources | None = None) -> Pixels:
+    """The picture with the outline of the truth, of a mixture with one in the colour of each source."""
+    if sources is None:
+        return picture if truth is None else outlined(picture, truth)
+    for region, colour in zip(sources.truth, sources.colours, strict=False):
+        picture = outlined(picture, region, colour)
+    return picture
+
+
+def sources_of(
+    truth: Tensor | None,
+    maps: Tensor,
+    names: Sequence[str] = (),
+    classes: Sequence[int] = (),
+    answered: Sequence[int] | None = None,
+    spelt: Mapping[int, str] | None = None,
+) -> Sources | None:
+    """Whose colour each map of a sample gets.
+
+    A map that names its class has the colour of the true source of that class, or one of its own. Maps without
+    classes are paired with the true sources so that they share the most heat, for a method that names nothing is not
+    judged by its order; those that are left have colours of their own.
+
+    Args:
+        truth: ``[S, G, G']`` in [0, 1]; empty maps that fill up a batch are left out, or None.
+        maps: ``[M, h, w]`` in [0, 1].
+        names, classes: of the true sources; class -1 where unknown.
+        answered: class of each map, -1 for one that fills up; None for maps without classes.
+        spelt: names of classes, for those that are answered but not true.
+
+    Returns:
+        None where there is at most one source, true and answered.
+    """
+    kept = [] if truth is None else [i for i, region in enumerate(truth) if bool((region > 0).any())]
+    given = [m for m in range(len(maps)) if answered is None or answered[m] >= 0]
+    if len(kept) < 2 and (answered is None or len(given) < 2):
+        return None
+    true = [classes[i] if i < len(classes) else -1 for i in kept]
+    told = [names[i] if i < len(names) else "" for i in kept]
+    regions = maps.new_zeros(0, *maps.shape[-2:]) if truth is None else truth[kept]
+    places: dict[int, int] = {}
+    if answered is not None:
+        places = {m: true.index(answered[m]) for m in given if answered[m] in true}
+    elif len(given) > 1:
+        heat = torch.stack([resized(maps[m], regions.shape[-2:]) for m in given]).double().flatten(1)
+        found = linear_sum_assignment(-(heat @ regions.double().cpu().flatten(1).T).numpy())
+        places = {given[m]: int(s) for m, s in zip(*found, strict=True)}
+    if len(given) > 1 or answered is not None:
+        for m in given:
+            if m not in places:
+                places[m] = len(told)
+                told.append("" if answered is None else (spelt or {}).get(answered[m], f"class {answered[m]}"))
+    given = [m for m in given if m in places]
+    return Sources(told, regions, maps[given], [places[m] for m in given])
 
 
 def panel_strip(
@@ -99,11 +213,12 @@ def panel_strip(
     label: str = "",
     iou: float | None = None,
     threshold: float = THRESHOLD,
+    sources: Sources | None = None,
 ) -> Pixels:
     """Picture, ground-truth outline (where there is a truth), overlay and binarised map side by side.
 
     Args:
-        image, heatmap, truth: as in `overlay`.
+        image, heatmap, truth, sources: as in `overlay`.
         label, iou: written above; None leaves the IoU out.
         threshold: of the binarised map.
 
@@ -114,8 +229,11 @@ def panel_strip(
     found = resized(heatmap, picture.shape[:2]) >= threshold
     tiles = [picture]
     if truth is not None:
-        tiles.append(outlined(picture, truth))
-    tiles += [overlay(image, heatmap, truth), np.where(found.numpy()[..., None], picture, picture // 5)]
+        tiles.append(marked(picture, truth, sources))
+    tiles += [
+        overlay(image, heatmap, truth, sources=sources),
+        np.where(found.numpy()[..., None], picture, picture // 5),
+    ]
     strip = beside([tile.astype(np.uint8) for tile in tiles])
     text = "   ".join([label] * bool(label) + ([f"IoU {iou:.2f}"] if iou is not None else []))
     return captioned(strip, text)
@@ -123,7 +241,7 @@ def panel_strip(
 
 def gallery(panels: Sequence[Panel], path: Path | str, title: str = "") -> None:
     """One PNG with a `panel_strip` per panel, one above the other."""
-    strips = [panel_strip(p.image, p.truth, p.heatmap, p.label or p.key, p.overlap) for p in panels]
+    strips = [panel_strip(p.image, p.truth, p.heatmap, p.label or p.key, p.overlap, sources=p.sources) for p in panels]
     height = sum(s.shape[0] for s in strips)
     canvas = np.full((height, max((s.shape[1] for s in strips), default=1), 3), 255, np.uint8)
     top = 0
@@ -140,7 +258,8 @@ def page(panels: Sequence[Panel], path: Path | str, title: str = "") -> None:
             "key": p.key,
             "label": p.label,
             "overlap": p.overlap,
-            "picture": inline(png(panel_strip(p.image, p.truth, p.heatmap)), "image/png"),
+            "picture": inline(png(panel_strip(p.image, p.truth, p.heatmap, sources=p.sources)), "image/png"),
+            "legend": p.sources.legend if p.sources else [],
             "sound": None if p.audio is None else inline(wav(p.audio, p.rate), "audio/wav"),
         }
         for p in panels
@@ -221,14 +340,17 @@ PAGE = """<!doctype html>
  body { font: 15px system-ui, sans-serif; margin: 2em; color: #222 }
  figure { margin: 0 0 2em } img { max-width: 100%; display: block } audio { margin-top: .4em; width: 24em }
  figcaption { margin-bottom: .4em } .key { color: #777 }
+ i { display: inline-block; width: .8em; height: .8em; margin-left: .8em }
 </style>
 <h1>{{ title }}</h1>
-<p>Picture, ground truth where there is one, heat map over the picture, and the part found at 0.5.</p>
+<p>Picture, ground truth where there is one, heat map over the picture, and the part found at 0.5. Of a mixture, each
+source has its own colour.</p>
 {% for row in rows %}
 <figure>
  <figcaption><b>{{ row.label or row.key }}</b>
  {% if row.overlap is not none %} IoU {{ "%.2f"|format(row.overlap) }}{% endif %}
- {% if row.label %}<span class="key">{{ row.key }}</span>{% endif %}</figcaption>
+ {% if row.label %}<span class="key">{{ row.key }}</span>{% endif %}
+ {% for name, colour in row.legend %}<i style="background: {{ colour }}"></i> {{ name }}{% endfor %}</figcaption>
  <img src="{{ row.picture }}" alt="{{ row.label or row.key }}">
  {% if row.sound %}<audio controls src="{{ row.sound }}"></audio>{% endif %}
 </figure>

@@ -50,6 +50,9 @@ HEARD = ("shuffled sound", "silenced", "noise", ANOTHER_CONTEXT)
 LOWER_IS_BETTER = re.compile(r"^(g?fpr|pia|recall_precision_gap|share)")
 """Metrics of which less is better."""
 
+EXTENTS = ("truth_area", "sources", "answered", "regions", "predicted_share")
+"""Columns of sizes and numbers, which files of older tests lack."""
+
 Floats = NDArray[np.float64]
 Measured = dict[str, dict[str, "float | None"]]
 """Protocol to metric to fraction; None where a number could not be computed."""
@@ -69,6 +72,8 @@ class Samples:
         group_size: float64 ``[n]``, members of the sample's group, 1 for none.
         sounding: bool ``[n]``.
         values: ``<measure>:<column>`` to float64 ``[n, k]``.
+        extents: ``truth_area``, ``sources``, ``answered``, ``regions`` and ``predicted_share``, float64 ``[n]``, NaN
+            where unknown (`avloc.evaluation.measures.extents`); older files have none.
     """
 
     key: NDArray[np.str_]
@@ -79,6 +84,7 @@ class Samples:
     group_size: Floats
     sounding: NDArray[np.bool_]
     values: Mapping[str, Floats]
+    extents: Mapping[str, Floats] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.key)
@@ -201,6 +207,7 @@ class SampleFile:
                 for f in table.schema
                 if pa.types.is_list(f.type) and not table[f.name].null_count
             },
+            extents={c: np.array(table[c].cast(pa.float64()).to_numpy(), np.float64) for c in EXTENTS if c in there},
         )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -13,10 +15,13 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from avloc.report import published
+from avloc.report.breakdown import breakdowns
 from avloc.report.curves import plots_of
 from avloc.report.document import Section, write_document
-from avloc.report.gallery import chosen, entries
+from avloc.report.figures import write_figures
+from avloc.report.gallery import Figure, asked, chosen, entries, figures, read_kept
 from avloc.report.intervals import Bounds, Rescore
+from avloc.report.keys import KeysError, aliases, near, read_keys
 from avloc.report.layout import (
     ResultTable,
     compare,
@@ -50,6 +55,7 @@ def report(
     intervals: bool = True,
     rescore: Rescore | None = None,
     console: Console | None = None,
+    keys: str | Path | Sequence[str] | None = None,
 ) -> list[ResultTable]:
     """Print runs beside the published numbers; given ``out``, write ``report.md``, ``.csv``, ``.tex``, ``.html`` there.
 
@@ -63,10 +69,13 @@ def report(
         rescore: computes a protocol's numbers from per-sample values; without it, numbers that are no mean over samples
             (AP, max-F1, F-score) have no interval.
         console: to print on.
+        keys: samples that the page shows first, every run's answers side by side, as `avloc.report.keys.read_keys`
+            takes them; ``chosen.pdf`` holds the same figures for a paper.
 
     Raises:
-        ResultsError: no folder was given, one of them holds no results, a ``table`` without its ``paper``, or no table
-            has a row of these runs.
+        KeysError: no run tested one of the ``keys``, or they cannot be read.
+        ResultsError: no folder was given, one of them holds no results, a ``table`` without its ``paper``, no table
+            has a row of these runs, or ``keys`` without ``out``.
         PublishedError: there is no such table.
     """
     if not folders:
@@ -74,6 +83,10 @@ def report(
     if table is not None and paper in (None, EVERY):
         raise ResultsError(f"--table needs one --paper: --paper souple --table {table}.")
     runs = with_distinct_names([read_run(folder) for folder in dict.fromkeys(map(Path, folders))])
+    wanted = read_keys(keys)
+    if wanted and out is None:
+        raise ResultsError("--keys shows pictures: name a folder for the page with --out.")
+    absent_pictures = unkept(runs, wanted)
     bounds = Bounds(rescore) if intervals else None
     printed = published_tables(runs, paper, table) if paper else []
     tables = [paper_table(mine, *place, bounds) for place, mine in printed] or compare(runs, metrics, bounds)
@@ -100,7 +113,13 @@ def report(
         names = " and ".join(dict.fromkeys(run.name for run in runs)) if len(runs) <= NAMED else f"{len(runs)} runs"
         beside = f"{paper} table {table}" if table else "the papers' tables" if paper == EVERY else f"{paper}'s tables"
         title = f"{names} beside {beside}" if paper else names
-        write_document(folder / "report.html", title, runs, sections(tables, runs, places))
+        picked = picked_sections(runs, wanted, absent_pictures)
+        write_document(folder / "report.html", title, runs, [*picked, *sections(tables, runs, places)])
+        if drawn := [figure for section in picked for figure in section.figures]:
+            write_figures(folder / "chosen.pdf", drawn)
+            console.print(f"  {folder / 'chosen.pdf'}", highlight=False)
+        for note in absent_pictures:
+            console.print(f"  {note}", markup=False, highlight=False)
         console.print(f"  {folder / 'report.html'}", highlight=False)
     return tables
 
@@ -139,8 +158,74 @@ def pictured(name: str, runs: Sequence[Run], limit: int, table: ResultTable | No
     mine = [run for run in runs if name in run.sets]
     kept = entries(name, mine)
     title = table.title if table else f"{name}: curves and pictures"
-    shown = chosen(kept, limit)
-    return Section(title, table, plots_of(name, mine), shown, len(kept), mine[0].sets[name].n, name)
+    shown = chosen(figures(kept), limit)
+    tables, notes = breakdowns(name, mine)
+    return Section(
+        title,
+        table,
+        plots_of(name, mine),
+        shown,
+        len(kept),
+        mine[0].sets[name].n,
+        name,
+        notes=notes,
+        breakdowns=tables,
+    )
+
+
+def unkept(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
+    """Of which chosen samples a run that tested them kept no picture, with the command that makes one.
+
+    Raises:
+        KeysError: no run tested a sample of this name.
+    """
+    if not keys:
+        return []
+    kept = {run.name: {k.key: aliases(k.key, k.shows) for k in read_kept(run.folder)} for run in runs}
+    tested = {
+        run.name: {str(key) for name in run.sets if (s := run.samples(name)) is not None for key in s.key} | set(k)
+        for run, k in zip(runs, kept.values(), strict=True)
+    }
+    named: dict[str, set[str]] = {}
+    for key in {k for names in tested.values() for k in names}:
+        for alias in {*aliases(key), *(n for names in kept.values() for n in names.get(key, ()))}:
+            named.setdefault(alias, set()).add(key)
+    if unknown := [key for key in keys if key not in named]:
+        told = ", ".join(near(key, named) for key in unknown)
+        raise KeysError(
+            f"No run tested {told}. A key is a sample's in per_sample.parquet; "
+            "an interactive group is known by its own name only where its pictures were kept."
+        )
+    notes = []
+    for run in runs:
+        met = {key: named[key] & tested[run.name] for key in keys}
+        if missing := [key for key, samples in met.items() if samples - kept[run.name].keys()]:
+            notes.append(f"{run.name} kept no picture of {', '.join(missing)}. Make them: {remedy(run, missing)}")
+        if strange := [key for key, samples in met.items() if not samples]:
+            notes.append(f"{run.name} was not tested on {', '.join(strange)}.")
+    return notes
+
+
+def remedy(run: Run, keys: Sequence[str]) -> str:
+    """The command that tests a run again with pictures of ``keys``, into a folder beside it."""
+    folder = run.folder
+    config, best = folder / "config.yaml", folder / "checkpoints" / "best.ckpt"
+    words = ["avloc", "test", "-c", str(config) if config.is_file() else "EXPERIMENT"]
+    words += ["--ckpt_path", str(best)] if best.is_file() else []
+    return f"{shlex.join([*words, '--panels.keys', ','.join(keys)])} (then report the folder that it writes)."
+
+
+def picked_sections(runs: Sequence[Run], keys: Sequence[str], notes: Sequence[str]) -> list[Section]:
+    """A chapter of chosen samples for every set that has some."""
+    names = dict.fromkeys(name for run in runs for name in run.sets) if keys else ()
+    found: dict[str, list[Figure]] = {
+        name: mine for name in names if (mine := asked(name, [run for run in runs if name in run.sets], keys))
+    }
+    out = [Section(f"{name}: chosen samples", figures=mine, asked=True) for name, mine in found.items()]
+    if notes:
+        head = out[0] if out else Section("Chosen samples", asked=True)
+        out[:1] = [replace(head, notes=notes)]
+    return out
 
 
 def to_markdown(table: ResultTable) -> str:

@@ -10,9 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+EXTENTS = ("truth_area", "sources", "answered", "regions", "predicted_share")
+
 
 def per_sample(folder: Path, rows: dict, **changes) -> None:
-    """``rows``: (set, row) to {"key": [...], "<measure>:<column>": [n, k], and optionally group, negative, ...}."""
+    """``rows``: (set, row) to {"key": [...], "<measure>:<column>": [n, k], and optionally group, negative, ...,
+    and the extents, of all rows or of none}."""
     columns = sorted({c for table in rows.values() for c in table if ":" in c})
     out: dict[str, list] = {}
     for (name, row), table in rows.items():
@@ -31,6 +34,7 @@ def per_sample(folder: Path, rows: dict, **changes) -> None:
             "group_size": [1.0] * n,
             "sounding": [float(s) for s in table.get("sounding", [k == "" for k in kinds])],
         }
+        line |= {c: list(map(float, table[c])) for c in EXTENTS if c in table}
         line |= {c: [list(map(float, v)) for v in table[c]] if c in table else [None] * n for c in columns}
         for c, values in line.items():
             out.setdefault(c, []).extend(values)

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import json
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 from rich.console import Console
 
 from avloc.report.curves import plots_of
+from avloc.report.keys import KeysError
 from avloc.report.panels import jpeg
-from avloc.report.results import read_run
+from avloc.report.results import ResultsError, read_run
 from avloc.report.tables import report
 from tests.report.fabricated import entry, per_sample, results, top50
 from tests.report.test_gallery import kept
@@ -162,3 +165,72 @@ def test_stored_curves_serve_where_no_samples_were_kept(tmp_path):
     assert success.curves[0].y == [1.0, 0.4, 0.0]
     assert swept.curves[0].y == [0.2, 0.6, 0.3]
     assert swept.curves[0].marked == (0.5, 0.6)
+
+
+def with_tiles(folder: Path, keys: list[str], **changes) -> Path:
+    """The run kept these samples with tiles of their own; "_0" and "_1" show one picture."""
+    path = folder / "panels" / "panels.0.json"
+    told = json.loads(path.read_text())["samples"][0] | {"set": "vggss", "overlap": 0.6, "sounding": True} | changes
+    lines = []
+    for i, key in enumerate(keys):
+        files = {"true": f"{i}.truth.jpg", "heat": f"{i}.heat.jpg"}
+        for file in files.values():
+            Image.new("RGB", (12, 12)).save(folder / "panels" / file)
+        lines.append(told | files | {"key": key, "index": i, "shows": key.partition("_")[0]})
+    path.write_text(json.dumps({"processes": 1, "samples": lines}))
+    return folder
+
+
+def test_chosen_samples_stand_first_with_every_run_beside(tmp_path):
+    names = ["k0", "k1", "pic_0", "pic_1"]
+    a = with_tiles(run_folder(tmp_path / "a", "<b>a", sets=("vggss",)), names)
+    b = with_tiles(run_folder(tmp_path / "b", "b", sets=("vggss",)), names[1:])
+    page = written(tmp_path, a, b, keys="k1,k0,pic")
+    first = [f for f in page.all("figure") if "data-kinds" in f][:2]
+    assert [f["class"] for f in first] == ["beside", "beside"]
+    chosen, _, rest = (tmp_path / "out" / "report.html").read_text().partition("</section>")
+    part = Page(chosen[chosen.index("<section") :] + "</section>")
+    assert [h["scope"] for h in part.all("th")].count("col") == 4
+    told = " ".join(part.text.split())
+    assert told.index("k1") < told.index("k0") < told.index("pic_0")
+    assert "<b>a" in told
+    assert len(part.all("img")) == 4 + 4 + 3
+    assert part.text.count("no picture kept") == 1
+    assert part.all("form") == []
+    assert "b kept no picture of k0. Make them: avloc test -c EXPERIMENT --panels.keys k0" in told
+    assert "<form" in rest
+    pdf = (tmp_path / "out" / "chosen.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF")
+    assert pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") == 2
+
+
+def test_the_remedy_is_the_command_of_the_very_run(tmp_path):
+    folder = run_folder(tmp_path / "it's", "a", sets=("vggss",))
+    (folder / "config.yaml").write_text("")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "best.ckpt").write_bytes(b"")
+    written(tmp_path, folder, keys="k50")
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    quoted = str(folder).replace("'", "'\"'\"'")
+    assert f"-c '{quoted}/config.yaml' --ckpt_path '{quoted}/checkpoints/best.ckpt' --panels.keys k50" in page.text
+    assert not (tmp_path / "out" / "chosen.pdf").exists()
+
+
+def test_unknown_keys_are_named_with_their_neighbours(tmp_path):
+    folder = run_folder(tmp_path / "a")
+    with pytest.raises(KeysError, match=r"No run tested nothing_like_it, k55x \(did you mean k55"):
+        written(tmp_path, folder, keys="k1,nothing_like_it,k55x")
+    with pytest.raises(ResultsError, match="--out"):
+        report([folder], keys="k1", console=Console(quiet=True))
+
+
+def test_sounds_of_one_picture_and_colours_of_sources_in_the_gallery(tmp_path):
+    legend = [["<i>dog</i>", "#e69f00"], ["bell", "red; background: url(x)"]]
+    folder = with_tiles(run_folder(tmp_path / "a", sets=("vggss",)), ["pic_0", "pic_1", "k1"], sources=legend)
+    page = written(tmp_path, folder)
+    figures = [f for f in page.all("figure") if "data-kinds" in f]
+    assert [f.get("class") for f in figures] == ["beside", None]
+    assert {i.get("style") for i in page.all("i")} == {"background: #e69f00"}, "nothing but a colour"
+    assert "<i>dog</i>" in page.text
+    assert "Where several sources sound" in page.text
+    assert "3 of the 3 samples" in " ".join(page.text.split())

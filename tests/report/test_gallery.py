@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from avloc.report.gallery import chosen, entries, read_kept, sound
+from avloc.report.gallery import asked, chosen, entries, figures, read_kept, rows_of, sound
 from avloc.report.results import ResultsError, Run
 
 
@@ -80,8 +80,48 @@ def test_runs_share_a_sample_and_the_first_one_orders(tmp_path):
 def test_choice_is_even_and_keeps_best_and_worst(tmp_path):
     kept(tmp_path, {f"k{i}": i / 20 for i in range(21)})
     found = entries("vggss", [run(tmp_path)])
-    assert [e.first.overlap for e in chosen(found, 5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
-    assert len(chosen(found, 30)) == 21
+    assert [e.first.overlap for e in chosen(figures(found), 5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert len(chosen(figures(found), 30)) == 21
+
+
+def pair(folder: Path, keys: list[str], **changes) -> None:
+    """A run that kept samples whose picture is the part of the key before "_"."""
+    kept(folder, {f"k{i}": 0.5 for i in range(len(keys))}, **changes)
+    path = folder / "panels" / "panels.0.json"
+    told = json.loads(path.read_text())
+    for line, key in zip(told["samples"], keys, strict=True):
+        line |= {"key": key, "shows": key.partition("_")[0]}
+    path.write_text(json.dumps(told))
+
+
+def test_the_sounds_of_one_picture_are_one_figure(tmp_path):
+    pair(tmp_path / "a", ["p_0", "p_1", "q_0", "q_1", "r_0"])
+    pair(tmp_path / "b", ["p_0", "q_0"])
+    found = figures(entries("vggss", [run(tmp_path / "a"), run(tmp_path / "b", "b")]))
+    assert [[e.first.key for e in f.entries] for f in found] == [["p_0", "p_1"], ["q_0", "q_1"], ["r_0"]]
+    rows = rows_of(found[0])
+    assert [[k and k.key for k in answers] for answers in rows.values()] == [["p_0", "p_1"], ["p_0", None]]
+    assert [len(f.entries) for f in chosen(found, 2)] == [2, 1], "whole figures, about two samples"
+
+
+def test_samples_are_asked_for_by_key_picture_or_record(tmp_path):
+    pair(tmp_path, ["p_0", "p_1", "q_0", "q_1", "r.f0@noise", "s_0"])
+    mine = [run(tmp_path)]
+
+    def keys(*wanted: str) -> list[list[str]]:
+        return [[e.first.key for e in f.entries] for f in asked("vggss", mine, wanted)]
+
+    assert keys("q") == [["q_0", "q_1"]]
+    assert keys("s_0", "q_1", "p_0") == [["s_0", "q_1", "p_0"]], "loose samples stand abreast, as they were named"
+    assert keys("s_0", "p") == [["s_0"], ["p_0", "p_1"]]
+    assert keys("r") == keys("r.f0") == keys("r.f0@noise") == [["r.f0@noise"]]
+    assert keys("r.f0@silence") == []
+
+
+def test_loose_samples_wrap(tmp_path):
+    pair(tmp_path, [f"{i}_0" for i in range(14)])
+    wanted = [f"{i}_0" for i in range(14)]
+    assert [len(f.entries) for f in asked("vggss", [run(tmp_path)], wanted)] == [6, 6, 2]
 
 
 def test_sound_becomes_a_small_mp3_or_stays(tmp_path):

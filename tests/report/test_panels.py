@@ -12,7 +12,7 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
-from avloc.report.panels import Panel, gallery, overlap, overlay, page, panel_strip, png
+from avloc.report.panels import PALETTE, Panel, gallery, overlap, overlay, page, panel_strip, png, sources_of
 
 
 @pytest.fixture
@@ -117,3 +117,68 @@ def test_gallery_stacks_panels_of_different_widths(image, tmp_path):
 def test_png_is_lossless(image):
     picture = image.permute(1, 2, 0).numpy()
     assert (np.asarray(Image.open(io.BytesIO(png(picture)))) == picture).all()
+
+
+def two_sources(names=("dog", "bell")):
+    truth = torch.stack([box(slice(0, 20), slice(0, 30)), box(slice(20, 40), slice(30, 60)), torch.zeros(40, 60)])
+    return truth, list(names), [3, 7, -1]
+
+
+def test_each_source_of_a_mixture_has_its_own_colour(image):
+    truth, names, classes = two_sources()
+    maps = torch.stack([truth[1], truth[0]])  # answered in the other order
+    sources = sources_of(truth, maps, names, classes, answered=[7, 3])
+    assert sources.places == [1, 0]
+    assert sources.legend == [("dog", "#e69f00"), ("bell", "#56b4e9")]
+    drawn = overlay(image, maps.amax(0), truth.amax(0), alpha=0.85, sources=sources)  # 0.15 more: opaque
+    assert (drawn[2:18, 2:28] == PALETTE[0]).all()
+    assert (drawn[22:38, 32:58] == PALETTE[1]).all()
+    strip = panel_strip(image, truth.amax(0), maps.amax(0), sources=sources)[:, 64:124]
+    assert (strip[0, :30] == PALETTE[0]).all()
+    assert (strip[39, 30:] == PALETTE[1]).all()
+    assert (strip[5, 5] == image[:, 5, 5].numpy()).all(), "an outline, nothing inside"
+
+
+def test_a_class_that_does_not_sound_has_a_colour_beside_the_true_ones():
+    truth, names, classes = two_sources()
+    sources = sources_of(truth, torch.rand(3, 8, 8), names, classes, answered=[7, 9, -1], spelt={9: "cat"})
+    assert sources.names == ["dog", "bell", "cat"]
+    assert sources.places == [1, 2]
+    assert len(sources.maps) == 2
+    assert len(sources.truth) == 2
+
+
+def test_maps_without_classes_are_paired_by_the_heat_they_share():
+    truth, names, classes = two_sources()
+    maps = torch.stack([torch.full((40, 60), 0.1), 0.9 * truth[1], 0.6 * truth[0]])
+    sources = sources_of(truth, maps, names, classes)
+    assert sources.places == [2, 1, 0]
+    assert sources.legend[2][0] == "source 3"
+
+
+def test_one_map_for_all_sources_is_drawn_by_heat(image):
+    truth, names, classes = two_sources()
+    heat = truth.amax(0)
+    sources = sources_of(truth, heat[None], names, classes)
+    assert sources.places == []
+    drawn = overlay(image, heat, heat, sources=sources)
+    assert (drawn[5, 5] == overlay(image, heat)[5, 5]).all()
+    assert (drawn[0, 0] == PALETTE[0]).all()
+
+
+def test_a_single_source_has_no_colours():
+    truth = box(slice(0, 20), slice(0, 30))[None]
+    assert sources_of(truth, truth) is None
+    assert sources_of(truth, truth, ["dog"], [3], answered=[3]) is None
+    assert sources_of(None, torch.rand(2, 8, 8)) is None
+    both = sources_of(None, torch.rand(2, 8, 8), answered=[3, 4], spelt={3: "dog"})
+    assert both.names == ["dog", "class 4"], "nothing sounds, and two were answered"
+
+
+def test_names_of_sources_are_escaped_on_the_page(tmp_path, image):
+    truth, names, classes = two_sources(("<script>dog", "bell"))
+    sources = sources_of(truth, truth[:2], names, classes)
+    page([Panel("k", image, truth.amax(0), truth.amax(0), sources=sources)], tmp_path / "p.html")
+    text = (tmp_path / "p.html").read_text()
+    assert "<script>" not in text
+    assert "&lt;script&gt;dog" in text

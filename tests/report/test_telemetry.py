@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from avloc.methods.base import Localizer
 from avloc.report import telemetry
 from avloc.report.gallery import read_kept
+from avloc.report.keys import KeysError
 from avloc.report.published import Reference
 from avloc.report.tables import read_run
 from avloc.report.telemetry import Panels, Provenance, Throughput, default_loggers, wandb_offline
@@ -148,6 +149,62 @@ def test_a_test_keeps_evenly_spread_samples_one_by_one(tmp_path):
     wave, rate = soundfile.read(kept[0].sound)
     assert (rate, len(wave)) == (8000, 2000)
     assert np.abs(wave - 0.25).max() < 1e-4
+
+
+class Groups(Set):
+    """Pairs of samples that show one picture."""
+
+    def key(self, i):
+        return f"clip{i}"
+
+    def picture(self, i):
+        return f"scene{i // 2}"
+
+
+def grouped():
+    data = Data()
+    data.test_sets[0] = Groups("world:pairs", "model")
+    return data
+
+
+def test_a_picture_is_kept_with_all_of_its_sounds(tmp_path):
+    run = trainer(tmp_path, [Panels(count=1, singles=6)])
+    run.test(Toy(), grouped(), verbose=False)
+    kept = read_kept(tmp_path / "toy" / "version_0")
+    assert [(k.shows, k.key) for k in kept] == [
+        (f"scene{i // 2}", f"clip{i}")
+        for i in (0, 1, 4, 5, 10, 11)  # pictures 0, 2 and 5 of six
+    ]
+
+
+def test_asked_samples_are_kept_by_any_of_their_names(tmp_path):
+    run = trainer(tmp_path, [Panels(count=1, singles=0, keys="clip3,scene4")])
+    run.test(Toy(), grouped(), verbose=False)
+    kept = read_kept(tmp_path / "toy" / "version_0")
+    assert [k.key for k in kept] == ["clip3", "clip8", "clip9"]
+    assert all(k.true.is_file() and k.heat.is_file() for k in kept)
+    with Image.open(kept[0].heat) as heat:
+        assert heat.size == (160, 160)
+
+
+def test_an_unknown_key_is_named_before_anything_is_tested(tmp_path):
+    run = trainer(tmp_path, [Panels(keys=["clip3", "clp4"])])
+    with pytest.raises(KeysError, match=r"no test set has clp4 \(did you mean clip"):
+        run.test(Toy(), grouped(), verbose=False)
+    assert not (tmp_path / "toy" / "version_0" / "panels").exists()
+
+
+def test_a_mixture_tells_whose_colour_is_whose(tmp_path):
+    batch = make_batch(0, 3)
+    batch.truth = torch.cat([batch.truth, batch.truth.flip(-1)], 1)
+    batch.class_id = torch.tensor([[0, 1]] * 3)
+    heat = torch.rand(3, 3, 16, 16)
+    answer = Localization(heat, torch.ones(3, 3), torch.tensor([[1, 5, -1]] * 3))
+    first, _, silent = telemetry.panels_of(batch, answer, [0, 1, 2], 8000, {5: "cow"})
+    assert [name for name, _ in first.sources.legend] == ["dog", "cat", "cow"]
+    assert first.sources.places == [1, 2]
+    assert silent.sources.names == ["class 1", "cow"], "nothing that sounds lends a name"
+    assert not len(silent.sources.truth)
 
 
 class Said(Toy):
