@@ -141,7 +141,7 @@ def lacks_extents(run: Run, name: str) -> bool:
 
 def table_of(title: str, columns: Sequence[str], rows: Sequence[Grouped]) -> ResultTable:
     """Success with the number of samples in brackets."""
-    table = ResultTable(title, ["", *columns], [], ["In brackets: samples in which something sounds."])
+    table = ResultTable(title, ["", *columns], [], ["The smaller number: samples, of those in which something sounds."])
     for row in rows:
         found = {g.name: f"{100 * g.success:.2f} ({g.n})" for g in row.groups}
         table.add("control" if row.row in BLIND else "own", [row.name, *[found.get(c, "") for c in columns]])

@@ -251,7 +251,8 @@ select { font: inherit; color: inherit; background: var(--soft); border: 1px sol
   border-radius: .5rem; break-inside: avoid }
 .filters[hidden], .gallery figure[hidden] { display: none }
 .gallery img { width: 100%; height: auto; display: block; border-radius: .25rem }
-.gallery .beside { grid-column: 1 / -1; width: fit-content; max-width: 100% }
+.gallery .beside { width: fit-content; max-width: 100% }
+.gallery .beside:has(thead th:nth-child(4)) { grid-column: 1 / -1 }
 .tiles { width: auto } .tiles th, .tiles td { padding: .25rem .35rem; text-align: left; white-space: normal }
 .tiles thead tr:last-child > * { border: 0 } .tiles tbody tr { border: 0 } .tiles .key { display: block }
 .tiles tbody th { min-width: 6rem; max-width: 10rem; overflow-wrap: anywhere }
