@@ -1,8 +1,7 @@
 """Text inversion: which class phrases lie nearest to what a method makes of a sound in CLIP's text space.
 
-ACL-SSL shows what its audio-driven embedding says by decoding it to a sentence (``facts/acl_llm.md`` section 8). That
-decoder (CapDec, trained on captions of GAMA) is not built here: the nearest of a list of phrases need no training and
-can be checked.
+ACL-SSL shows what its audio-driven embedding says by decoding it to a sentence. That decoder (CapDec, trained on
+captions of GAMA) is not built here: the nearest of a list of phrases need no training and can be checked.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The objective of ACL-SSL: L = lambda_1 L_ACL_I + lambda_2 L_ACL_F + lambda_3 L_REG (+ lambda_C L_ACL_C).
 
-L_ACL_C is the journal extension's guidance by a language model (`facts/acl_llm.md` section 3). Where the paper and the
-released script differ, an option names both readings; the default is the released one (`facts/acl_ssl.md` sections 9
-and 14).
+L_ACL_C is the journal extension's guidance by a language model. Where the paper's printed equations and the released
+script differ, an option names both readings; the default is the released one.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class Objective:
         p_plus: expected share of the picture under a matching mask.
         p_minus: expected share under a mask that another sound draws.
         area: ``batch`` compares the batch's mean areas with the priors (released); ``pair`` sums the deviation
-            of every single area (paper).
+            of every single area (paper): at B = 16 two orders of magnitude more, under the same weight.
         feature_sound: a feature pooled under the mask of sound j in picture i is compared with the sound of the
             ``picture`` i (released) or of the ``mask`` j (paper).
         equal_phrases: see `caption_contrast`.

@@ -1,7 +1,7 @@
 """ACL: a sound becomes a token in CLIP's text tower, and CLIPSeg draws the mask that the token asks for.
 
 Symbols as in the paper: A audio-driven embedding, M mask logits, v_f and v_i the features pooled under the mask at
-feature and image level. Facts: `facts/acl_ssl.md` sections 1 and 5 to 8. Torch only.
+feature and image level. Where the paper and its released code differ, an option offers both. Torch only.
 """
 
 from __future__ import annotations

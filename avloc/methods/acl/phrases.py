@@ -14,7 +14,7 @@ __all__ = ["PhraseEmbeddings", "phrase_ids"]
 
 
 class PhraseEmbeddings:
-    """Embeddings C of phrases by the frozen text tower, each distinct phrase computed once (`facts/acl_llm.md` 2).
+    """Embeddings C of phrases by the frozen text tower, each distinct phrase computed once.
 
     Args:
         tower: a frozen CLIPSeg.

@@ -1,4 +1,4 @@
-"""The attentive audio tokenizer: audio features to one or several words (``facts/acl_ssl.md`` section 4)."""
+"""The attentive audio tokenizer: audio features to one or several words."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class SOUPLE(ACL):
     """ACL-SSL whose prompt is M learnable context tokens conditioned on the picture.
 
     The paper gives 2.38 M trainable parameters; the released audio projection alone has 7.28 M, and with
-    ``feature_layers: [12]`` 1.77 M (`facts/souple.md` section 1), so its count cannot be met from what is published.
+    ``feature_layers: [12]`` 1.77 M, so its count cannot be met from what is published.
 
     Args:
         context: number M of context tokens (table 5: 4, 8, 16).

@@ -1,7 +1,7 @@
 """SOUPLE: context tokens computed from the picture stand in front of the audio token, in place of a template's words.
 
 ``[SOT] V_1(x) ... V_M(x) [V_A] [EOT]`` goes through CLIP's text tower; everything else is ACL-SSL. What the paper
-leaves open, and the options offered for it, is listed in `facts/souple.md` section 1. Torch only.
+leaves open is an option of `SOUPLENetwork`. Torch only.
 """
 
 from __future__ import annotations
