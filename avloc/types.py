@@ -114,7 +114,7 @@ class AVBatch:
         context: uint8, as ``image``: the pictures that condition the method in place of the samples' own, for the
             control "another context" (``data.contexts``); None for their own. Methods that no picture conditions leave
             it alone.
-        stored: features by name, ``[B, ...]``, that were stored beside the shards (`avloc.data.store`; float16 where
+        stored: features by name, ``[B, ...]``, that were stored beside the shards (`avloc.data.stored`; float16 where
             the method gave floats; rows of varying length with zeros up to the batch's longest): what ``frozen``
             would compute of the pictures. Empty for none.
     """

@@ -29,11 +29,12 @@ from avloc.data.indexed import EvalSet
 from avloc.data.module import AVDataModule
 from avloc.data.schema import SampleError
 from avloc.data.shards import ShardError
-from avloc.data.store import FeatureStore, StoreError, made_by, store_features, store_name, stored_folder
+from avloc.data.store import store_features
+from avloc.data.stored import FeatureStore, StoreError, made_by, store_name, stored_folder
 from avloc.errors import UsageError
-from avloc.experiment.names import find_config
 from avloc.experiment.run import instantiate
 from avloc.methods.seac import SeAC
+from avloc.names import find_config
 from avloc.weights import WeightError
 
 __all__ = ["frame_bytes", "main", "wanted_sets"]

@@ -14,7 +14,7 @@ import pytest
 from avloc.cli import COMMANDS, main
 from avloc.errors import UsageError
 from avloc.experiment.command import KEYS
-from avloc.experiment.names import find_config
+from avloc.names import find_config
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 

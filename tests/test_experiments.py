@@ -12,7 +12,7 @@ import yaml
 
 from avloc.data.labels import LABEL_SPACES
 from avloc.data.module import converter, named_split
-from avloc.data.store import StoreError
+from avloc.data.stored import StoreError
 from avloc.evaluation.benchmarks import BENCHMARKS, benchmark
 from avloc.evaluation.protocols import protocol
 from avloc.experiment.command import store

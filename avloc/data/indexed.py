@@ -7,7 +7,7 @@ import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,11 +17,9 @@ from torch.utils.data import Dataset, DistributedSampler
 from avloc.data.labels import LABEL_SPACES
 from avloc.data.schema import Record, Sample, SampleError
 from avloc.data.shards import ShardError, check_member, read_index, remote
+from avloc.data.stored import FeatureStore
 from avloc.data.transforms import Floats, Grid, Item, grid_of, make_item, make_sound, make_truth, sample_rng
 from avloc.types import InputSpec
-
-if TYPE_CHECKING:
-    from avloc.data.store import FeatureStore
 
 __all__ = ["ANOTHER_CONTEXT", "ROWS", "Context", "EvalSet", "Sound", "StridedSampler"]
 

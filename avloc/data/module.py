@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from avloc.data.indexed import Context, EvalSet, Sound, StridedSampler
 from avloc.data.phrases import read_phrases
 from avloc.data.shards import Index, ShardError, read_index, remote
-from avloc.data.store import FeatureStore, StoreError, open_features, others, store_name, stored_folder
+from avloc.data.stored import FeatureStore, StoreError, open_features, others, store_name, stored_folder
 from avloc.data.stream import Frames, ResumableLoader, TrainStream, loader_options
 from avloc.data.transforms import collate
 from avloc.types import InputSpec

@@ -12,7 +12,7 @@ import logging
 import math
 import multiprocessing
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,11 +22,9 @@ from avloc.data.phrases import Phrases
 from avloc.data.plan import EpochPlan, WorkerShare
 from avloc.data.schema import Record, Sample, SampleError, SchemaError
 from avloc.data.shards import Index, ShardError, read_shard
+from avloc.data.stored import FeatureStore
 from avloc.data.transforms import Grid, Item, collate, first_scored, make_item, sample_rng
 from avloc.types import AVBatch, InputSpec
-
-if TYPE_CHECKING:
-    from avloc.data.store import FeatureStore
 
 __all__ = ["Frames", "ResumableLoader", "TrainStream", "loader_options"]
 

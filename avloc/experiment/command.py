@@ -13,7 +13,7 @@ import yaml
 
 from avloc import RUNS
 from avloc.errors import UsageError
-from avloc.experiment.names import complete_experiment, find_config, newest, with_found_configs
+from avloc.names import complete_experiment, find_config, newest, with_found_configs
 
 __all__ = [
     "KEYS",

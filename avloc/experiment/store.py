@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from avloc.data.store import Storable, store_features
+from avloc.data.store import store_features
+from avloc.data.stored import Storable
 from avloc.errors import UsageError
 from avloc.experiment.run import instantiate
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from avloc import weights
 from avloc.errors import UsageError
-from avloc.experiment.names import known
+from avloc.names import known
 
 __all__ = ["Entry", "entries", "read", "table"]
 

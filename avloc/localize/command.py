@@ -9,7 +9,7 @@ import typer
 
 from avloc import RUNS
 from avloc.errors import UsageError
-from avloc.experiment.names import newest
+from avloc.names import newest
 
 __all__ = ["localize"]
 

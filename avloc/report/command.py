@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from avloc.experiment.names import complete_run
+from avloc.names import complete_run
 
 __all__ = ["report", "rescore"]
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from avloc.data.module import AVDataModule
 from avloc.data.shards import ShardError
-from avloc.data.store import StoreError, store_features
+from avloc.data.store import store_features
+from avloc.data.stored import StoreError
 from avloc.types import AVBatch
 from tests.data.make import SPEC, clip, number, painted, sample, toy_set
 

@@ -21,16 +21,8 @@ from avloc.data import store as store_module
 from avloc.data.indexed import EvalSet
 from avloc.data.schema import Sample, SampleError
 from avloc.data.shards import read_index
-from avloc.data.store import (
-    FeatureStore,
-    Storable,
-    StoreError,
-    StoreWriter,
-    made_by,
-    open_features,
-    store_features,
-    stored_folder,
-)
+from avloc.data.store import store_features
+from avloc.data.stored import FeatureStore, Storable, StoreError, StoreWriter, made_by, open_features, stored_folder
 from avloc.data.stream import ResumableLoader, TrainStream
 from avloc.data.transforms import Item, collate
 from avloc.types import AVBatch, InputSpec

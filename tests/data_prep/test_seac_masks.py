@@ -10,7 +10,7 @@ import yaml
 
 from avloc.data.indexed import EvalSet
 from avloc.data.shards import read_index, write_shards
-from avloc.data.store import open_features
+from avloc.data.stored import open_features
 from avloc.data.transforms import collate
 from avloc.experiment.run import instantiate
 from avloc.methods.seac import SeAC

@@ -14,7 +14,8 @@ from PIL import Image
 from avloc.backbones.sam import SAM, TINY
 from avloc.data.module import AVDataModule
 from avloc.data.shards import read_index
-from avloc.data.store import StoreError, open_features, store_features
+from avloc.data.store import store_features
+from avloc.data.stored import StoreError, open_features
 from avloc.methods.base import CheckpointError
 from avloc.methods.gavs import GAVS
 from avloc.types import AVBatch

@@ -35,7 +35,8 @@ from avloc.data.labels import LABEL_SPACES
 from avloc.data.module import AVDataModule
 from avloc.data.schema import SampleError
 from avloc.data.shards import read_index, write_shards
-from avloc.data.store import FeatureStore, StoreError, open_features, store_features
+from avloc.data.store import store_features
+from avloc.data.stored import FeatureStore, StoreError, open_features
 from avloc.data.stream import TrainStream
 from avloc.data.transforms import collate
 from avloc.methods.seac import SeAC, embed, losses

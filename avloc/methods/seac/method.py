@@ -157,7 +157,7 @@ class SeAC(Localizer):
     # ---- stage one, which may be stored
 
     def frozen(self, batch: AVBatch) -> Rows:
-        """Masks of the pictures and their CLIP features, as `avloc.data.store` keeps them: see `seac.stored`.
+        """Masks of the pictures and their CLIP features, as `avloc.data.stored` keeps them: see `seac.stored`.
 
         Raises:
             KeyError: boxes are looked up, and there are none of a picture; names it.

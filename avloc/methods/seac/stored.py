@@ -1,4 +1,4 @@
-"""Masks and their CLIP features as rows of a feature store (`avloc.data.store`), and how a batch of them looks.
+"""Masks and their CLIP features as rows of a feature store (`avloc.data.stored`), and how a batch of them looks.
 
 A picture of n masks, 1 to N, the most confident box first, of features of width D and masks of G x G pixels:
 

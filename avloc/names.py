@@ -21,7 +21,7 @@ __all__ = [
 
 def experiments_folder() -> Path:
     """The YAML files: beside the package in a checkout, inside it when installed."""
-    package = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parent
     beside = package.parent / "experiments"
     return beside if beside.is_dir() else package / "experiments"
 
