@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -155,6 +156,55 @@ def test_train_only_tests_a_method_without_training(tmp_path: Path, monkeypatch:
         main(["train", "quickstart", "--resume", *renamed])
         assert ran[-1][3:5] == ["--test_after_fit=true", "--ckpt_path"]
         assert (tmp_path / ran[-1][5]).samefile(state)
+
+
+def test_train_with_several_seeds_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran: list[list[str]] = []
+    reported: list[Path] = []
+
+    def run(command: list[str]) -> SimpleNamespace:
+        """Trains and tests, but is killed in the middle of seed 1."""
+        ran.append(command[3:])
+        seed = next((int(w.partition("=")[2]) for w in command if w.startswith("--seed_everything=")), None)
+        folder = tmp_path / "runs" / Path(command[5]).stem / f"version_{len(ran)}"
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"seed": seed}))
+        (folder / "checkpoints" / "resume.ckpt").touch()
+        if seed == 1 and len(ran) == 2:
+            return SimpleNamespace(returncode=1)
+        (folder / "results.json").touch()
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr("avloc.experiment.command.subprocess.run", run)
+    monkeypatch.setattr("avloc.report.command.report", lambda folders, out: reported.extend(folders))
+    with pytest.raises(SystemExit):
+        main(["train", "quickstart", "clipseg_oracle_world", "--seeds", "3"])
+    assert [words[4] for words in ran] == ["--seed_everything=0", "--seed_everything=1"]
+    main(["train", "quickstart", "clipseg_oracle_world", "--seeds=3", "--resume", "--trainer.max_epochs=1"])
+    again, fresh, untrained = ran[2:]
+    assert again[4:6] == ["--seed_everything=1", "--ckpt_path"]
+    assert Path(again[6]).parts[-3:] == ("version_2", "checkpoints", "resume.ckpt")
+    assert fresh[4] == "--seed_everything=2"
+    assert "--ckpt_path" not in fresh
+    assert untrained[0] == "test"  # once: nothing in it is seeded
+    assert all("--trainer.max_epochs=1" in words and "--seeds=3" not in words for words in ran[2:])
+    assert [f.name for f in reported] == ["version_1", "version_3", "version_4", "version_5"]
+    assert "seed 0 of quickstart: runs/quickstart/version_1 is there" in capsys.readouterr().out
+    main(["train", "quickstart", "--seeds", "7,", "--data.num_workers=0"])
+    assert ran[-1][4] == "--seed_everything=7"
+
+
+@pytest.mark.parametrize("seeds", ["0", "-2", "five", "1,1", "1,x", ",", "2.5"])
+def test_seeds_that_are_none(seeds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is neither a number of seeds" in fails(["train", "quickstart", f"--seeds={seeds}"], capsys)
+
+
+def test_seeds_and_a_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    told = fails(["train", "quickstart", "--seeds", "2", "--seed_everything=1"], capsys)
+    assert "give one of the two" in told
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -66,7 +66,8 @@ class AVDataModule(LightningDataModule):
             means the same step on one GPU and on two.
         eval_batch_size: evaluation samples per process.
         num_workers: loader processes per process.
-        seed: of order, augmentation and sound controls.
+        seed: of the sound controls and, with the run's own added (``seed_everything``), of order and augmentation: runs
+            with different seeds see training in another order, and are tested alike.
         shuffle_buffer: window of the training shuffle, records per worker; each waits in memory as its
             encoded bytes.
         sound_controls: follow each test set by a twin for each of these, whose sounds are shuffled, silent, or
@@ -171,7 +172,7 @@ class AVDataModule(LightningDataModule):
                 rank=self.trainer.global_rank if self.trainer else 0,
                 world=self.trainer.world_size if self.trainer else 1,
                 workers=self.num_workers,
-                seed=self.seed,
+                seed=self.seed + int(os.environ.get("PL_GLOBAL_SEED", "0")),
                 buffer=self.shuffle_buffer,
                 truth_size=self.truth_size if self.truth else None,
                 frames=self.frames,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -124,10 +125,15 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint of the experiment's newest run.")
     ] = False,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="5 for the seeds 0 to 4, 3,4,7 for those: a run for each, and means with deviations."),
+    ] = None,
 ) -> None:
     """Fit each experiment, test its best checkpoint, and print its table beside the published row.
 
-    A method without training, whose YAML has no data.train, is tested alone.
+    A method without training, whose YAML has no data.train, is tested alone, and once. With --seeds, --resume keeps the
+    seeds that were tested and goes on with the one that was interrupted.
 
     Example: `avloc train souple_ctx4 --trainer.max_epochs 1`
     """
@@ -135,11 +141,21 @@ def train(
     names, options = words[:count], words[count:]
     if not names:
         raise UsageError("train needs the names of experiments before its options: avloc train NAME [--KEY VALUE ...].")
+    if seeds is not None and option(options, "--seed_everything") is not None:
+        raise UsageError("--seeds sets --seed_everything of each run; give one of the two.")
+    wanted: list[int | None] = [None] if seeds is None else [*seeds_in(seeds)]
     configs = [find_config(name) for name in names]
     runs = []
-    for config in configs:
+    for config, seed in [(c, s) for c in configs for s in (wanted if trains(c, options) else [None])]:
         runs_folder = Path(RUNS) / (option(options, "--experiment") or config.stem)
-        more = ["--ckpt_path", str(newest_state(runs_folder))] if resume else []
+        more = [] if seed is None else [f"--seed_everything={seed}"]
+        if resume and (seeds is None or seed is not None):
+            state = newest_state(runs_folder) if seed is None else state_of(runs_folder, seed)
+            if state and state.name == "results.json":
+                print(f"seed {seed} of {runs_folder.name}: {state.parent} is there", flush=True)
+                runs.append(state.parent)
+                continue
+            more += ["--ckpt_path", str(state)] if state else []
         command = ["fit", "-c", str(config), "--test_after_fit=true", *more, *options]
         if not trains(config, options):
             command = ["test", "-c", str(config), *more, *options]
@@ -155,6 +171,33 @@ def train(
 
         report(runs, runs[0])
         print("pictures: " + ", ".join(str(run / "panels") for run in runs))
+
+
+def seeds_in(text: str) -> list[int]:
+    """``5`` is the seeds 0 to 4, ``3,4,7`` those, ``3,`` one.
+
+    Raises:
+        UsageError: something else, or a seed twice.
+    """
+    parts = [part for part in text.split(",") if part.strip()]
+    try:
+        seeds = [int(part) for part in parts] if "," in text else list(range(int(text)))
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UsageError(
+            f"--seeds {text!r} is neither a number of seeds, as 5, nor a list of different ones, as 3,4,7."
+        )
+    return seeds
+
+
+def state_of(folder: Path, seed: int) -> Path | None:
+    """What the newest run with a seed left: its results where it was tested, else its newest checkpoint if any."""
+    for about in sorted(folder.glob("version_*/run.json"), key=lambda p: p.stat().st_mtime, reverse=True):
+        if json.loads(about.read_text()).get("seed") == seed:
+            results = about.with_name("results.json")
+            return results if results.is_file() else newest(list(about.parent.glob("checkpoints/*.ckpt")))
+    return None
 
 
 def trains(config: Path, options: list[str]) -> bool:

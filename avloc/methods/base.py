@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from avloc.types import AVBatch, InputSpec, Localization
 from avloc.weights import WeightFile
 
-__all__ = ["CheckpointError", "Localizer"]
+__all__ = ["CheckpointError", "Localizer", "global_seed"]
 
 IDENTITY = "avloc"  # the checkpoint's entry with the method's name and its frozen files
 
@@ -51,6 +51,7 @@ class Localizer(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.frozen_files: dict[str, WeightFile] = {}
+        self.trained_with_seed: int | None = None  # of a loaded checkpoint
         self.strict_loading = False  # checkpoints hold the trainable part; on_load_checkpoint is the strict one
 
     def training_losses(self, batch: AVBatch) -> dict[str, Tensor]:
@@ -132,7 +133,7 @@ class Localizer(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         keep = self.learned_keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
-        checkpoint[IDENTITY] = self.identity()
+        checkpoint[IDENTITY] = self.identity() | {"seed": global_seed()}
 
     def check_frozen(self, checkpoint: dict[str, Any]) -> None:
         """That a checkpoint of avloc was trained on top of the frozen weights that are loaded.
@@ -167,12 +168,17 @@ class Localizer(LightningModule):
                 f"This checkpoint's trainable tensors are not those of the configuration: missing {missing[:3]}, "
                 f"unknown {extra[:3]}. A hyper-parameter differs from the training run's."
             )
+        self.trained_with_seed = theirs.get("seed")
 
 
 def step_seed(keys: list[str], epoch: int) -> int:
     """Seed of a training step: from the run's seed, the epoch and the step's samples."""
-    base = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-    return zlib.crc32("\n".join([str(base), str(epoch), *keys]).encode())
+    return zlib.crc32("\n".join([str(global_seed()), str(epoch), *keys]).encode())
+
+
+def global_seed() -> int:
+    """The run's seed, as Lightning keeps it; 0 where none was set."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 def with_fused_kernels(optimizer: Optimizer) -> Optimizer:

@@ -37,6 +37,10 @@ def report(
             "(some of each set, and those of `avloc test ... --panels.keys`). Needs --out.",
         ),
     ] = None,
+    seeds: Annotated[
+        Literal["together", "apart"],
+        typer.Option(help="Runs of one experiment that differ in their seed alone: mean and deviation, or a row each."),
+    ] = "together",
 ) -> None:
     """Print measured rows beside the published ones, with the controls.
 
@@ -45,7 +49,7 @@ def report(
     from avloc.evaluation.results import numbers_of_some
     from avloc.report.tables import report as write_report
 
-    write_report(runs, out, metrics, paper=paper, table=table, rescore=numbers_of_some, keys=keys)
+    write_report(runs, out, metrics, paper=paper, table=table, seeds=seeds, rescore=numbers_of_some, keys=keys)
 
 
 def rescore(runs: Runs) -> None:

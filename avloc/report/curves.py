@@ -20,6 +20,7 @@ from avloc.report.breakdown import success_by
 from avloc.report.intervals import find_statistic
 from avloc.report.layout import goal_of
 from avloc.report.results import ANOTHER_CONTEXT, GUIDED, HEARD, LOWER_IS_BETTER, MODEL, Run
+from avloc.report.seeds import Seeds, first_seeds, values_of
 
 __all__ = ["Curve", "Plot", "plots_of", "svg"]
 
@@ -47,7 +48,8 @@ CONTROLS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: its points, the run's place among the runs (-1 for a control), its row, and a point to mark."""
+    """One line: its points, the run's place among the runs (-1 for a control), its row, and a point to mark; or, as
+    ``dots``, points of their own with a bar at their mean."""
 
     label: str
     x: Sequence[float]
@@ -55,11 +57,13 @@ class Curve:
     run: int
     row: str = MODEL
     marked: tuple[float, float] | None = None
+    dots: bool = False
 
 
 @dataclass(frozen=True)
 class Plot:
-    """Curves over the same axes; all values are fractions, but those of ``x`` where ``ticks`` are given: numbers."""
+    """Curves over the same axes; all values are fractions, but those of ``x`` where ``ticks`` are given: numbers. ``x`` is ""
+    where the places on that axis mean nothing."""
 
     title: str
     x: str
@@ -113,11 +117,12 @@ def plots_of(name: str, runs: Sequence[Run]) -> list[Plot]:
     plots += by_extent(name, runs)
     told = f", the best {len(runs)} of {count} runs" if len(runs) < count else ""
     drawn = [replace(p, title=p.title + told, curves=[c for c in p.curves if len(c.x) > 1]) for p in plots]
-    return [p for p in drawn if p.curves]
+    return [p for p in (seeds_plot(name, runs), *drawn) if p is not None and p.curves]
 
 
 def by_extent(name: str, runs: Sequence[Run]) -> list[Plot]:
     """Success over the size of what sounds, at the mean size of each group, and over the number of sources."""
+    runs = first_seeds(runs)
     places = {run.name: i for i, run in enumerate(runs)}
     out = []
     for by, x in (("truth_area", "sounding share of the picture"), ("sources", "sources")):
@@ -137,6 +142,19 @@ def by_extent(name: str, runs: Sequence[Run]) -> list[Plot]:
             title = "size of what sounds" if by == "truth_area" else "number of sources"
             out.append(Plot(f"{rows[0].metric} by {title}", x, rows[0].metric, curves, ticks))
     return out
+
+
+def seeds_plot(name: str, runs: Sequence[Run]) -> Plot | None:
+    """The primary metric of every seed, a run a column; None where no run has several seeds."""
+    protocol, metric = goal_of(name, runs)
+    if not any(isinstance(run, Seeds) for run in runs):
+        return None
+    columns = []
+    for i, run in enumerate(runs):
+        own = run.sets[name].rows[MODEL].get(protocol, {}).get(metric)
+        values = values_of(run, name, (protocol, metric)) or ([] if own is None else [own])
+        columns.append(Curve(run.name, [(i + 0.5) / len(runs)] * len(values), values, i, dots=True))
+    return Plot(f"{metric} of each seed", "", metric, [c for c in columns if c.y])
 
 
 def best_of(name: str, runs: Sequence[Run]) -> list[Run]:
@@ -174,6 +192,10 @@ def success(name: str, runs: Sequence[Run], heard: Sequence[str] = HEARD) -> lis
 
 
 def levels_of(run: Run, name: str, row: str, protocol: str) -> tuple[Sequence[float], Sequence[float]] | None:
+    if isinstance(run, Seeds):
+        each = [levels_of(member, name, row, protocol) for member in run.members]
+        known = [points for points in each if points is not None and len(points[1]) == len(LEVELS)]
+        return (LEVELS, np.mean([y for _, y in known], axis=0).tolist()) if len(known) == len(each) else None
     stored = run.sets[name].curves.get(row, {}).get(protocol, {})
     if "success_rate" in stored:
         return stored.get("success_level", list(LEVELS)), stored["success_rate"]
@@ -191,7 +213,7 @@ def levels_of(run: Run, name: str, row: str, protocol: str) -> tuple[Sequence[fl
 
 def marked(run: Run, name: str, protocol: str, metric: str) -> tuple[float, float] | None:
     """Where the protocol cut, with the number that it gives."""
-    numbers = run.sets[name].rows[MODEL][protocol]
+    numbers = {} if isinstance(run, Seeds) else run.sets[name].rows[MODEL][protocol]  # each seed cuts elsewhere
     x, y = numbers.get("threshold"), numbers.get(metric)
     return None if x is None or y is None else (x, y)
 
@@ -210,6 +232,10 @@ def svg(plot: Plot, name: str) -> str:
             colour = CONTROL if curve.run < 0 else COLOURS[curve.run % len(COLOURS)]
             dash = (DASHES | CONTROLS).get(curve.row, "--")
             width = 2.2 if curve.row == MODEL else 1.3
+            if curve.dots:
+                axes.plot(curve.x, curve.y, "o", color=colour, markersize=7, alpha=0.7, markeredgewidth=0)
+                axes.hlines(np.mean(curve.y), curve.x[0] - 0.06, curve.x[0] + 0.06, color=colour, label=curve.label)
+                continue
             points = "o" if len(curve.x) <= FEW else None
             style_of = {"color": colour, "linestyle": dash, "linewidth": width, "marker": points, "markersize": 3.5}
             axes.plot(curve.x, curve.y, label=curve.label, **style_of)
@@ -220,6 +246,8 @@ def svg(plot: Plot, name: str) -> str:
             axes.set_xticks(plot.ticks)
         for axis in (axes.xaxis, axes.yaxis):
             axis.label.set_color(INK)
+        if not plot.x:
+            axes.set_xticks([])  # the legend names the columns
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.tick_params(colors=INK, length=0)
         axes.grid(color=LINE, linewidth=0.7)

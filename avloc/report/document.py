@@ -17,6 +17,7 @@ from avloc.report.gallery import Entry, Figure, Kept, rows_of, sound
 from avloc.report.layout import ResultTable
 from avloc.report.panels import inline
 from avloc.report.results import Run
+from avloc.report.seeds import Seeds
 
 __all__ = ["Section", "write_document"]
 
@@ -31,7 +32,7 @@ OPTIONAL = {
 }
 """Kinds of rows that a reader can hide, and how they are called."""
 COLOUR = re.compile(r"#[0-9a-f]{6}")
-CELL = re.compile(r"(?P<number>[-+]?[\d.]+)(?: (?P<interval>\[[^\]]*\]))?(?: \((?P<told>.*)\))?")
+CELL = re.compile(r"(?P<number>[-+]?[\d.]+(?: ± [\d.]+)?)(?: (?P<interval>\[[^\]]*\]))?(?: \((?P<told>.*)\))?")
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,8 @@ def about(run: Run) -> dict[str, Any]:
         "trainable parameters": trained,
         "precision": run.about.get("precision", ""),
         "processes": str(run.about.get("processes", "")),
-        "folder": str(run.folder),
+        "seeds": ", ".join(map(str, run.about.get("seeds", ()))),
+        "folder": ", ".join(str(each.folder) for each in (run.members if isinstance(run, Seeds) else (run,))),
     }
     return {"name": run.name, "facts": {k: v for k, v in facts.items() if v}}
 

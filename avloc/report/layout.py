@@ -16,6 +16,7 @@ from itertools import combinations, groupby
 from avloc.report import published
 from avloc.report.intervals import Bounds, Interval
 from avloc.report.results import ANOTHER_CONTEXT, GUIDED, HEARD, LOWER_IS_BETTER, MODEL, Measured, Run, Scores
+from avloc.report.seeds import Seeds, one_seed, spread, values_of
 
 __all__ = ["ResultTable", "compare", "paper_table", "tables_with_rows", "universal_table", "with_distinct_names"]
 
@@ -114,8 +115,14 @@ def set_table(name: str, runs: Sequence[Run], metrics: str, bounds: Bounds | Non
     for row, values in blind_controls((run.name, cells_of_rows(run, name, columns)) for run in runs):
         table.add("control", [row, *values, ""])
     table.findings.extend(findings(name, runs, goal, bounds))
-    table.notes.extend(dict.fromkeys(notes))
+    table.notes.extend(dict.fromkeys([*notes, *about_seeds(runs)]))
     return table
+
+
+def about_seeds(runs: Sequence[Run]) -> list[str]:
+    """What numbers of several seeds are, and what those of one cannot tell."""
+    several = "± is the standard deviation over seeds; brackets allow for other seeds and other samples."
+    return [*([several] if any(isinstance(run, Seeds) for run in runs) else []), *filter(None, [one_seed(runs)])]
 
 
 @dataclass(frozen=True)
@@ -224,7 +231,9 @@ def paper_table(runs: Sequence[Run], paper: str, table: str, bounds: Bounds | No
     for name in dict.fromkeys(at[0] for run in runs for at in places[run.name] if at):
         mine_too = [run for run in runs if name in run.sets]
         out.findings.extend(f"{name}: {f}" for f in findings(name, mine_too, goal_of(name, mine_too), bounds))
-    out.notes[:] = dict.fromkeys([*out.notes, *printed.doubts, f"Source: {about.authors}, {about.title!r}."])
+    out.notes[:] = dict.fromkeys(
+        [*out.notes, *about_seeds(runs), *printed.doubts, f"Source: {about.authors}, {about.title!r}."]
+    )
     return out
 
 
@@ -307,10 +316,12 @@ def cells_at_threshold(run: Run, name: str, columns: Sequence[Column]) -> dict[s
 def notes_on(run: Run, name: str) -> list[str]:
     entry = run.sets[name]
     notes = list(entry.notes)
-    if entry.missing:
-        notes.append(f"{run.name}: {entry.missing} of {entry.n} samples are missing from these numbers.")
-    if not entry.whole:
-        notes.append(f"{run.name}: only a part of {name} was scored.")
+    for each in run.members if isinstance(run, Seeds) else (run,):
+        mine = each.sets[name]
+        if mine.missing:
+            notes.append(f"{each.name}: {mine.missing} of {mine.n} samples are missing from these numbers.")
+        if not mine.whole:
+            notes.append(f"{each.name}: only a part of {name} was scored.")
     return notes
 
 
@@ -321,7 +332,7 @@ def findings(name: str, runs: Sequence[Run], goal: Column, bounds: Bounds | None
     """
     if bounds is None:
         return []
-    told = []
+    told = each_seed(name, runs, goal)
     pairs = list(combinations(runs, 2))
     if len(runs) > MOST_PAIRED:
         best = best_run(name, runs, goal)
@@ -334,16 +345,31 @@ def findings(name: str, runs: Sequence[Run], goal: Column, bounds: Bounds | None
         found = bounds.between((first, MODEL), (second, MODEL), name, goal)
         if found is None:
             unscored = [r.name for r in (first, second) if goal[1] not in r.sets[name].rows[MODEL].get(goal[0], {})]
-            known = all(bounds.statistic(run, name, goal) for run in (first, second))
+            known = all(bounds.of_seeds(run, name, goal) for run in (first, second))
             why = "the runs did not keep the same samples" if known else f"{goal[1]} is no mean over kept samples"
             why = f"{listed(unscored)} has no {'/'.join(goal)}" if unscored else why
             told.append(f"{first.name} - {second.name}: no paired interval, {why}.")
             continue
-        samples = len(first.samples(name) or ())
+        seeds = [run for run in (first, second) if isinstance(run, Seeds)]
+        samples = len((seeds[0].members[0] if seeds else first).samples(name) or ())
+        over = "over seeds and" if seeds else "on"
+        alone = [run.name for run in (first, second) if seeds and not isinstance(run, Seeds)]
+        unknown = f"; {alone[0]} has one seed, whose chance the interval leaves out" if alone else ""
         told.append(
-            f"{first.name} - {second.name}: {paired(found)} points of {goal[1]} on the same {samples} samples"
-            f"{unsure(found)}."
+            f"{first.name} - {second.name}: {paired(found)} points of {goal[1]} {over} the same {samples} samples"
+            f"{unsure(found)}{unknown}."
         )
+    return told
+
+
+def each_seed(name: str, runs: Sequence[Run], goal: Column) -> list[str]:
+    """The primary metric of every seed of those runs that have several."""
+    told = []
+    for run in runs:
+        values = values_of(run, name, goal)
+        if isinstance(run, Seeds) and values:
+            each = listed(f"{s}: {cell(goal[1], v)}" for s, v in zip(run.about["seeds"], values, strict=True))
+            told.append(f"{run.name}, {goal[1]} of seed {each}.")
     return told
 
 
@@ -510,9 +536,15 @@ def own_cells(run: Run, name: str, columns: Iterable[Column], bounds: Bounds | N
         known = number is not None and bounds is not None and not NO_FRACTION.search(column[1])
         out.append(
             cell(column[1], number)
+            + give_or_take(column[1], spread(run, name, column, row))
             + bracketed(bounds.of(run, name, column, column[0] != UNIVERSAL, row) if known and bounds else None)
         )
     return out
+
+
+def give_or_take(metric: str, deviation: float | None) -> str:
+    """A standard deviation over seeds behind its mean; "" without any."""
+    return "" if deviation is None else f" ± {cell(metric, deviation)}"
 
 
 def bracketed(interval: Interval | None) -> str:

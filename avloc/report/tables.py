@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 from rich.console import Console
@@ -31,6 +32,7 @@ from avloc.report.layout import (
     with_distinct_names,
 )
 from avloc.report.results import GUIDED, MODEL, ResultsError, Run, read_run
+from avloc.report.seeds import Seeds, first_seeds, spread, with_seeds
 
 __all__ = ["ResultTable", "ResultsError", "compare", "read_run", "report", "to_frame", "to_latex", "to_markdown"]
 
@@ -53,6 +55,7 @@ def report(
     paper: str | None = None,
     table: str | None = None,
     intervals: bool = True,
+    seeds: Literal["together", "apart"] = "together",
     rescore: Rescore | None = None,
     console: Console | None = None,
     keys: str | Path | Sequence[str] | None = None,
@@ -65,6 +68,7 @@ def report(
         metrics: ``headline`` for the published columns, ``all`` for everything measured.
         paper, table: one published table, whole, with the runs' rows in it, instead of a table for every test set.
             Without ``table``, every table of the paper, for the paper ``all`` of every paper, in which a run has a row.
+        seeds: runs of one experiment that differ in their seed alone are one row, ``together``, or stand ``apart``.
         intervals: compute 95 % intervals from ``per_sample.parquet``.
         rescore: computes a protocol's numbers from per-sample values; without it, numbers that are no mean over samples
             (AP, max-F1, F-score) have no interval.
@@ -82,11 +86,12 @@ def report(
         raise ResultsError("No run to report on: name one or more run folders.")
     if table is not None and paper in (None, EVERY):
         raise ResultsError(f"--table needs one --paper: --paper souple --table {table}.")
-    runs = with_distinct_names([read_run(folder) for folder in dict.fromkeys(map(Path, folders))])
+    read = [read_run(folder) for folder in dict.fromkeys(map(Path, folders))]
+    runs = with_distinct_names(with_seeds(read) if seeds == "together" else read)
     wanted = read_keys(keys)
     if wanted and out is None:
         raise ResultsError("--keys shows pictures: name a folder for the page with --out.")
-    absent_pictures = unkept(runs, wanted)
+    absent_pictures = unkept(first_seeds(runs), wanted)
     bounds = Bounds(rescore) if intervals else None
     printed = published_tables(runs, paper, table) if paper else []
     tables = [paper_table(mine, *place, bounds) for place, mine in printed] or compare(runs, metrics, bounds)
@@ -95,7 +100,10 @@ def report(
         tables.append(shared)
     if bounds:
         absent = [
-            f"{run.name} kept no per_sample.parquet, so it has no intervals." for run in runs if not run.per_sample
+            f"{run.name} kept no per_sample.parquet, so it has no intervals."
+            for each in runs
+            for run in (each.members if isinstance(each, Seeds) else (each,))
+            if not run.per_sample
         ]
         for each in tables:
             each.notes.extend(absent)
@@ -113,7 +121,7 @@ def report(
         names = " and ".join(dict.fromkeys(run.name for run in runs)) if len(runs) <= NAMED else f"{len(runs)} runs"
         beside = f"{paper} table {table}" if table else "the papers' tables" if paper == EVERY else f"{paper}'s tables"
         title = f"{names} beside {beside}" if paper else names
-        picked = picked_sections(runs, wanted, absent_pictures)
+        picked = picked_sections(first_seeds(runs), wanted, absent_pictures)
         write_document(folder / "report.html", title, runs, [*picked, *sections(tables, runs, places)])
         if drawn := [figure for section in picked for figure in section.figures]:
             write_figures(folder / "chosen.pdf", drawn)
@@ -156,10 +164,10 @@ def sections(
 
 def pictured(name: str, runs: Sequence[Run], limit: int, table: ResultTable | None) -> Section:
     mine = [run for run in runs if name in run.sets]
-    kept = entries(name, mine)
+    kept = entries(name, first_seeds(mine))
     title = table.title if table else f"{name}: curves and pictures"
     shown = chosen(figures(kept), limit)
-    tables, notes = breakdowns(name, mine)
+    tables, notes = breakdowns(name, first_seeds(mine))
     return Section(
         title,
         table,
@@ -280,10 +288,12 @@ def over(groups: Sequence[str]) -> list[str]:
 
 
 def to_frame(runs: Sequence[Run], bounds: Bounds | None = None, places: Sequence[published.Place] = ()) -> pd.DataFrame:
-    """Every number of every run, unrounded, one per line, with the interval of the methods' own; then those of
+    """Every number of every run, unrounded, one per line, with the interval of the methods' own; of several seeds the
+    means with their standard deviation ``sd``, and then each seed's; at last those of
     published tables (paper, table), whose ``set`` is the benchmark and whose ``protocol`` is empty."""
     lines: list[tuple[object, ...]] = []
-    for run in with_distinct_names(runs):
+    named = with_distinct_names(runs)
+    for run in [m for each in named for m in (each, *(each.members if isinstance(each, Seeds) else ()))]:
         for name, entry in run.sets.items():
             for row, protocols in entry.rows.items():
                 for protocol, measured in protocols.items():
@@ -294,13 +304,14 @@ def to_frame(runs: Sequence[Run], bounds: Bounds | None = None, places: Sequence
                             else None
                         )
                         low, high = (found.low, found.high) if found else (None, None)
-                        lines.append((run.name, name, row, protocol, metric, value, low, high, entry.n, entry.missing))
+                        sizes = (entry.n, entry.missing, spread(run, name, (protocol, metric), row))
+                        lines.append((run.name, name, row, protocol, metric, value, low, high, *sizes))
     for paper, table in places:
         for printed in published.find_table(paper, table).rows:
             for v in printed.values:
                 where = (printed.name, v.benchmark, f"published: {paper} table {table}", "", v.metric)
-                lines.append((*where, v.fraction, None, None, None, None))
-    names = ["experiment", "set", "row", "protocol", "metric", "value", "low", "high", "n", "missing"]
+                lines.append((*where, v.fraction, None, None, None, None, None))
+    names = ["experiment", "set", "row", "protocol", "metric", "value", "low", "high", "n", "missing", "sd"]
     return pd.DataFrame(lines, columns=names)
 
 

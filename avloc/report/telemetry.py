@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from wandb.sdk.lib import wbauth
 
 from avloc.methods.acl.inversion import Heard, class_phrases, heard_as
-from avloc.methods.base import Localizer
+from avloc.methods.base import Localizer, global_seed
 from avloc.report.keys import KeysError, aliases, near, read_keys
 from avloc.report.panels import (
     THRESHOLD,
@@ -346,6 +346,7 @@ class Provenance(Callback):
         frozen = getattr(pl_module, "frozen_files", {})
         about: dict[str, Any] = {
             "experiment": self.experiment,
+            "seed": global_seed() if trainer.state.fn == "fit" else getattr(pl_module, "trained_with_seed", None),
             "method": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
             "reproduces": asdict(self.reproduces) if self.reproduces else None,
             "git": git_state(),

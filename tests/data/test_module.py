@@ -147,6 +147,26 @@ def test_limited_epochs_still_begin_at_their_start(tmp_path: Path, workers: int)
     assert short.seen == whole.seen[:4] + whole.seen[7:11]
 
 
+def test_seeds_see_training_in_another_order_and_are_tested_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy_set(tmp_path, 22)
+    orders, heard = [], []
+    for seed in ("", "0", "1", "2", "1"):
+        (monkeypatch.setenv("PL_GLOBAL_SEED", seed) if seed else monkeypatch.delenv("PL_GLOBAL_SEED", raising=False))
+        method = Listener()
+        run = trainer(tmp_path, max_epochs=1)
+        data = module(tmp_path, test=["toy:train"], sound_controls=["shuffled"])
+        run.fit(method, data)
+        run.test(method, data, verbose=False)
+        orders.append([i for _, batch in method.seen for i in batch])
+        heard.append(method.tested[1])
+    assert orders[0] == orders[1]
+    assert orders[2] == orders[4]
+    assert len({tuple(o) for o in orders}) == 3
+    assert all(h == heard[0] for h in heard)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_test_sets_come_in_order_with_their_shuffled_twins(tmp_path: Path, workers: int) -> None:
     toy_set(

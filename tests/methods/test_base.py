@@ -64,6 +64,16 @@ def test_checkpoint_holds_what_learns_and_rebuilds_the_method(tmp_path: Path) ->
         torch.testing.assert_close(rebuilt.state_dict()[k], v, msg=k)
 
 
+def test_checkpoint_tells_the_seed_that_it_was_trained_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = tiny_files(tmp_path)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    method = ACL(**arguments)
+    path = fit_once(method, tmp_path)
+    assert method.trained_with_seed is None
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # that of a later test
+    assert ACL.load_from_checkpoint(path, **arguments).trained_with_seed == 7
+
+
 def test_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
     arguments = tiny_files(tmp_path)
     path = fit_once(ACL(**arguments), tmp_path)

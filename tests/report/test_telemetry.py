@@ -252,12 +252,14 @@ def test_validation_panels_follow_the_epochs(tmp_path, every, written):
     assert (tmp_path / "toy" / "version_0" / "panels" / "val_world-val.html").exists() == written
 
 
-def test_run_json_tells_where_the_run_came_from(tmp_path, capsys):
+def test_run_json_tells_where_the_run_came_from(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     row = Reference("souple", "1", "SOUPLE", "ctx=4, 20 epochs")
     run = trainer(tmp_path, [Provenance("souple_ctx4", row)], max_epochs=1)
     run.fit(Toy(), Data())
     folder = tmp_path / "toy" / "version_0"
     about = json.loads((folder / "run.json").read_text())
+    assert about["seed"] == 7
     assert about["weights"] == {"tower": {"source": "world:tower", "sha256": "ab" * 32}}
     assert about["parameters"] == {"trainable": 3, "total": 113}
     assert torch.__version__.startswith(about["packages"]["torch"])
