@@ -106,3 +106,23 @@ def bench_metrics(
     from avloc.bench.step import print_result
 
     print_result(measure_metrics(maps, size, repeats), json)
+
+
+@app.command("gradients")
+def bench_gradients(
+    method: Annotated[Literal["acl", "souple"], typer.Option(help="Whose loss, as the quickstart sets it.")] = "acl",
+    batches: Annotated[int, typer.Option(help="Batches of the embedded world.", min=1)] = 4,
+    batch_size: Annotated[int, typer.Option(help="Samples of a batch.", min=2)] = 16,
+    seed: Annotated[int, typer.Option(help="Of the untrained weights and the order.")] = 0,
+    ckpt: Annotated[Path | None, typer.Option(help="A trained ACL-SSL or SOUPLE instead of untrained weights.")] = None,
+    root: Annotated[Path, typer.Option(help="Data folder.")] = Path("data"),
+    json: Json = False,
+) -> None:
+    """Each loss term's gradient: its norm, and cosines between float32, bf16 and float64, and two draws of noise.
+
+    Example: `avloc bench gradients --method souple --batches 2`
+    """
+    from avloc.bench.gradients import measure_gradients
+    from avloc.bench.step import print_result
+
+    print_result(measure_gradients(method, batches, batch_size, seed, ckpt, root), json)

@@ -62,8 +62,8 @@ class Curve:
 
 @dataclass(frozen=True)
 class Plot:
-    """Curves over the same axes; all values are fractions, but those of ``x`` where ``ticks`` are given: numbers. ``x`` is ""
-    where the places on that axis mean nothing."""
+    """Curves over the same axes; all values are fractions, but those of ``x`` where ``ticks`` are given: numbers.
+    ``x`` is "" where the places on that axis mean nothing."""
 
     title: str
     x: str
@@ -241,7 +241,7 @@ def svg(plot: Plot, name: str) -> str:
             axes.plot(curve.x, curve.y, label=curve.label, **style_of)
             if curve.marked:
                 axes.plot(*curve.marked, marker="o", color=colour, markersize=6)
-        axes.set(xlabel=plot.x, ylabel=plot.y, xlim=limits(plot), ylim=(0, 1.02))
+        axes.set(xlabel=plot.x, ylabel=plot.y, xlim=limits(plot) if plot.x else (0, 1), ylim=(0, 1.02))
         if plot.ticks:
             axes.set_xticks(plot.ticks)
         for axis in (axes.xaxis, axes.yaxis):
