@@ -23,7 +23,7 @@ from torch import Tensor
 
 from avloc.evaluation.benchmarks import Benchmark, benchmark
 from avloc.evaluation.measures import EXTENTS, IDENTITIES, UNIVERSAL, Measure, Scored, extents, identities
-from avloc.evaluation.protocols import Samples, protocol
+from avloc.evaluation.protocols import ProtocolError, Samples, protocol
 from avloc.evaluation.results import Names, chosen_threshold, numbers, write_results, write_samples
 from avloc.methods.baselines.controls import CONTROLS, Control, grid, mean_map, summed_truth
 from avloc.methods.baselines.ogl import ObjectGuide, guided, object_map
@@ -80,7 +80,7 @@ class Evaluator(Callback):
         samples: ``(set, row)`` to its per-sample columns, on every process.
 
     Raises:
-        ProtocolError: an unknown protocol.
+        ProtocolError: an unknown protocol; or, when a run starts, one that needs what a set does not have.
         WeightError: the object map's weights are missing (when a run starts).
     """
 
@@ -166,6 +166,7 @@ class Evaluator(Callback):
             loader = loaders[i] if isinstance(loaders, list | tuple) else loaders
             whole = limits[i] >= len(loader)
             scored = benchmark(data.name, self.protocols.get(data.name))
+            refuse_what_is_lacking(data, scored)
             own = data.row == MODEL and not data.calibration
             self.passes.append(
                 Pass(data, scored, whole, controls and own, universal, trainer, refined if own else None)
@@ -317,6 +318,26 @@ class Pass:
                     f"{self.data.name}: the batch of {', '.join(batch.key[:3])} has no {maps}, which the measures "
                     f"{', '.join(needy)} need. Name other protocols in evaluator.protocols; negative/pia needs none."
                 )
+
+
+def refuse_what_is_lacking(data: EvalSet, scored: Benchmark) -> None:
+    """Tell before anything is computed that a set has no groups, or no picture with several sources.
+
+    Raises:
+        ProtocolError: a protocol needs them; sets that do not show their records are taken at their word.
+    """
+    records = getattr(data, "records", None)
+    if not records:
+        return
+    there = {"": True, "groups": any(r.group for r in records), "sources": any(len(r.targets) > 1 for r in records)}
+    for name in scored.protocols:
+        need = protocol(name).needs
+        if not there[need]:
+            what = {"groups": "interactive groups (Record.group)", "sources": "a record with several sources"}[need]
+            raise ProtocolError(
+                f"{data.name} cannot be scored by {name}, which needs {what}: none of its {len(records)} records has. "
+                f"Name other protocols: --evaluator.protocols '{{{data.name}: [vggss/acl]}}'."
+            )
 
 
 def hashes(names: list[str], device: torch.device) -> Tensor:

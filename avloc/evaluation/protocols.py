@@ -67,6 +67,13 @@ class Protocol:
     headline: str = "ciou"
     note: str = ""
 
+    @property
+    def needs(self) -> str:
+        """``groups`` or ``sources`` (several in one picture): what at least one record of a set must have, else the
+        numbers would be another protocol's under this one's name; "" for neither."""
+        family = self.name.partition("/")[0]
+        return {"interactive": "groups", "multi": "" if self.name == "multi/avgn" else "sources"}.get(family, "")
+
 
 def of_ciou(values: Tensor) -> Summary:
     """The three numbers of per-sample cIoU ``[n]``."""

@@ -99,12 +99,17 @@ def set_table(name: str, runs: Sequence[Run], metrics: str, bounds: Bounds | Non
                 notes.append(f"{run.name} was selected by {'/'.join(entry.primary)}, not by {'/'.join(goal)}.")
         if a.name in targets:
             source, target = targets[a.name]
-            printed = [target.value(entry.published, published_name(*column)) for column in columns]
-            if any(printed):
-                told = [v.percent if v else "" for v in printed]
+            printed = [target.comparable(entry.published, *column) for column in columns]
+            shown = [
+                v or target.value(entry.published, published_name(*c)) for v, c in zip(printed, columns, strict=True)
+            ]
+            if any(shown):
+                told = [v.percent if v else "" for v in shown]
                 table.add("target", [f"published: {target.name}, {source}", *told, ""])
-                apart = differences(entry.rows[a.row], columns, printed)
-                table.add("difference", [f"{a.name} - published", *apart, ""])
+                if any(printed):
+                    apart = differences(entry.rows[a.row], columns, printed)
+                    table.add("difference", [f"{a.name} - published", *apart, ""])
+                notes += [f"{source}: {why}" for why in incomparable(shown, printed)]
                 notes += [f"{source}: {doubt}" for doubt in target.doubts]
             else:
                 notes.append(f"{a.name} was scored by no metric that {source} prints of {name}.")
@@ -162,6 +167,16 @@ class Answer:
         return None
 
 
+def incomparable(shown: Sequence[published.Value | None], printed: Sequence[published.Value | None]) -> list[str]:
+    """Of the cells that stand in a table without a difference: what they may be compared with instead, or why not."""
+    told = []
+    for value, same in zip(shown, printed, strict=True):
+        if value is not None and same is None:
+            why = value.reason or f"may be compared with {value.measured} of {value.protocol} only"
+            told.append(f"{value.benchmark} {value.metric} has no difference: {why}.")
+    return list(dict.fromkeys(told))
+
+
 GROUPS = {"prior": "published methods", "baseline": "published baselines", "ours": "the paper's own"}
 
 
@@ -180,7 +195,11 @@ def paper_table(runs: Sequence[Run], paper: str, table: str, bounds: Bounds | No
     printed, about = published.find_table(paper, table), published.load(paper)
     columns = printed.columns
     named = with_distinct_names(runs)
-    places = {run.name: [place(run, paper, column) for column in columns] for run in named}
+    named_rules = [rules_of(printed, column) for column in columns]
+    places = {
+        run.name: [place(run, paper, column, rules) for column, rules in zip(columns, named_rules, strict=True)]
+        for run in named
+    }
     runs = [run for run in named if any(places[run.name])]
     answers = [Answer(run, row) for run in runs for row in run.own_rows]
     out = ResultTable(
@@ -200,10 +219,17 @@ def paper_table(runs: Sequence[Run], paper: str, table: str, bounds: Bounds | No
             values = [row.value(*column) for column in columns]
             out.add("target" if mine else "published", [row.name, *[v.percent if v else "" for v in values]])
             for a in mine:
-                measured = [value(a.run, at, a.row) for at in places[a.run.name]]
+                mine_at = [place(a.run, paper, c, rules_of_value(v)) for c, v in zip(columns, values, strict=True)]
+                measured = [value(a.run, at, a.row) for at in mine_at]
                 names = [metric for _, metric in columns]
-                apart = [f"{a.name} - {row.name}", *map(signed, names, measured, values)]
-                add_answer(out, a, places[a.run.name], bounds, apart)
+                same = [
+                    v if v and at and at[1] == (v.protocol, v.measured) else None
+                    for v, at in zip(values, mine_at, strict=True)
+                ]
+                apart = [f"{a.name} - {row.name}", *map(signed, names, measured, same)]
+                add_answer(out, a, mine_at, bounds, apart)
+                why = incomparable([v if at else None for v, at in zip(values, mine_at, strict=True)], same)
+                out.notes.extend(f"{row.name}: {each}" for each in why)
     others = [a for a in answers if targets[a.name] is None]
     if others and grouped:
         out.add("group", ["runs without a row of this table", *[""] * len(columns)])
@@ -387,13 +413,28 @@ def unsure(found: Interval) -> str:
     return "" if found.low > 0 or found.high < 0 else "; the interval holds zero"
 
 
-def place(run: Run, paper: str, column: Column) -> tuple[str, Column] | None:
+def rules_of_value(value: published.Value | None) -> list[Column]:
+    return [(value.protocol, value.measured)] if value and value.protocol else []
+
+
+def rules_of(table: published.Table, column: Column) -> list[Column]:
+    """The (protocol, metric) that values of a published column may be compared with, the most frequent first."""
+    found = [r for row in table.rows for r in rules_of_value(row.value(*column))]
+    return [rule for rule, _ in Counter(found).most_common()]
+
+
+def place(run: Run, paper: str, column: Column, rules: Sequence[Column] = ()) -> tuple[str, Column] | None:
     """(set, (protocol, metric)) that belongs under a paper's (benchmark, metric); None where nothing was measured.
 
-    Success rates are those of boxes where a benchmark is scored by boxes and by masks. Then the paper's own rule comes
-    first (``avs/gavs`` for gavs), then the set's primary one, then the first of the first set.
+    First come ``rules``, what the paper's values may be compared with. Without a number by them: success rates are
+    those of boxes where a benchmark is scored by boxes and by masks; then comes the paper's own rule (``avs/gavs``
+    for gavs), then the set's primary one, then the first of the first set.
     """
     benchmark, metric = column
+    for protocol, found in rules:
+        for name, entry in run.sets.items():
+            if entry.published == benchmark and found in entry.rows[MODEL].get(protocol, {}):
+                return name, (protocol, found)
     measured = [
         (name, (protocol, found))
         for name, entry in run.sets.items()
@@ -472,8 +513,12 @@ def columns_of(name: str, runs: Sequence[Run], targets: Sequence[published.Row],
     if metrics == "all":
         return ordered
     benchmark = runs[0].sets[name].published
-    printed = {v.metric for target in targets for v in target.values if v.benchmark == benchmark}
-    taken: dict[str, Column] = {}
+    cells = [v for target in targets for v in target.values if v.benchmark == benchmark]
+    printed = {v.metric for v in cells}
+    alike = {(v.protocol, v.measured): v.metric for v in cells if v.protocol}
+    taken: dict[str, Column] = {metric: column for column, metric in alike.items() if column in measured}
+    if goal in measured:
+        taken = {alike.get(goal, published_name(*goal)): goal} | taken
     for column in ordered:
         metric = published_name(*column)
         if column in goals or metric in printed or (column[0] == goal[0] and metric in known_metrics()):

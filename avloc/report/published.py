@@ -1,12 +1,14 @@
 """The papers' own numbers, as printed, next to which a run's numbers are laid.
 
 One YAML per paper in ``avloc/report/published``; their header comments explain the fields. Values are kept as
-strings, so that ``84.80`` stays ``84.80``.
+strings, so that ``84.80`` stays ``84.80``. Numbers of one name are not the same number: every value says which protocol
+and metric of this suite it may be compared with, or why none is known.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cache
@@ -23,10 +25,12 @@ __all__ = [
     "Table",
     "Value",
     "alike",
+    "comparisons",
     "find",
     "find_table",
     "load",
     "papers",
+    "told_comparisons",
 ]
 
 FOLDER = Path(__file__).parent / "published"
@@ -58,6 +62,8 @@ class Value:
         printed: the digits as printed.
         unit: ``percent`` or ``fraction``.
         threshold: overlap at which a sample counts as a success, as printed; None where there is none.
+        protocol, measured: the protocol and its metric that it may be compared with; "" where none is known.
+        reason: why none is known, else "".
     """
 
     benchmark: str
@@ -65,6 +71,9 @@ class Value:
     printed: str
     unit: str
     threshold: str | None
+    protocol: str = ""
+    measured: str = ""
+    reason: str = ""
 
     @property
     def percent(self) -> str:
@@ -100,6 +109,11 @@ class Row:
     def value(self, benchmark: str, metric: str) -> Value | None:
         """The cell of a benchmark and a metric; None where the paper leaves it empty."""
         return next((v for v in self.values if (v.benchmark, v.metric) == (benchmark, metric)), None)
+
+    def comparable(self, benchmark: str, protocol: str, measured: str) -> Value | None:
+        """The cell that a protocol's metric on a benchmark may be compared with; None where there is none."""
+        wanted = (benchmark, protocol, measured)
+        return next((v for v in self.values if v.protocol and (v.benchmark, v.protocol, v.measured) == wanted), None)
 
     @property
     def name(self) -> str:
@@ -155,16 +169,45 @@ def load(paper: str) -> Paper:
     """All tables of a paper.
 
     Raises:
-        PublishedError: there is no such paper.
+        PublishedError: there is no such paper, or a value neither names a protocol nor says why it has none.
     """
     path = FOLDER / f"{paper}.yaml"
     if paper not in papers():
         raise PublishedError(f"No published numbers for paper {paper!r}; there are {', '.join(papers())}.")
     content = yaml.load(path.read_text(), LOADER)
     about = content["paper"]
-    tables = tuple(read_table(table, content["doubts"]) for table in content["tables"])
+    tables = tuple(read_table(table, content["doubts"], content.get("compare", [])) for table in content["tables"])
     venue, year = nullable(about["venue"]), nullable(about["year"])
     return Paper(about["key"], about["title"], about["authors"], venue, year, tables)
+
+
+def comparisons() -> list[tuple[str, str, Row, Value]]:
+    """Every value of every paper: paper, table, row, value."""
+    return [
+        (paper, table.id, row, value)
+        for paper in papers()
+        for table in load(paper).tables
+        for row in table.rows
+        for value in row.values
+    ]
+
+
+def told_comparisons() -> str:
+    """How many published values may be compared with a number of this suite, by paper and protocol, and how many may
+    not, by reason."""
+    every = comparisons()
+    lines = []
+    for paper in papers():
+        mine = [value for p, _, _, value in every if p == paper]
+        known = Counter(value.protocol for value in mine if value.protocol)
+        lines.append(f"{paper}: {sum(known.values())} of {len(mine)} values are compared")
+        lines += [f"  {count:5} by {protocol}" for protocol, count in sorted(known.items())]
+        unknown = Counter(value.reason for value in mine if not value.protocol)
+        lines += [f"  {count:5} not: {reason}" for reason, count in unknown.most_common()]
+    compared = sum(bool(value.protocol) for *_, value in every)
+    return "\n".join(
+        [*lines, f"in all {compared} of {len(every)} values are compared, {len(every) - compared} are not"]
+    )
 
 
 def find_table(paper: str, table: str) -> Table:
@@ -270,30 +313,53 @@ def agree(a: Value, b: Value) -> bool:
     return round(Decimal(a.percent), digits) == round(Decimal(b.percent), digits)
 
 
-def read_table(table: dict[str, Any], doubts: list[dict[str, str]]) -> Table:
+def read_table(table: dict[str, Any], doubts: list[dict[str, str]], compare: list[dict[str, Any]]) -> Table:
     mine = [d for d in doubts if concerns_table(d["table"], table["id"])]
     names = [n for r in table["rows"] for n in (r["method"], nullable(r["variant"])) if n]
-    rows = tuple(read_row(row, table.get("trained_on", "null"), mine, names) for row in table["rows"])
+    rules = [rule for rule in compare if allows(rule, "table", table["id"])]
+    rows = tuple(read_row(row, table.get("trained_on", "null"), mine, names, rules) for row in table["rows"])
     return Table(table["id"], table["caption"], tuple(table["benchmarks"]), rows, tuple(map(told, mine)))
 
 
-def read_row(row: dict[str, Any], trained_on: str, doubts: list[dict[str, str]], names: list[str]) -> Row:
+def read_row(
+    row: dict[str, Any], trained_on: str, doubts: list[dict[str, str]], names: list[str], compare: list[dict[str, Any]]
+) -> Row:
     own = [n for n in (row["method"], nullable(row["variant"])) if n]
+    rules = [rule for rule in compare if all(allows(rule, key, row[key]) for key in ("group", "method"))]
     return Row(
         method=row["method"],
         variant=nullable(row["variant"]),
         group=row["group"],
         flags={k: {"true": True, "false": False, "null": None}[v] for k, v in row["flags"].items()},
         trained_on=nullable(row.get("trained_on", trained_on)),
-        values=tuple(
-            Value(v["benchmark"], v["metric"], v["value"], v["unit"], nullable(v["threshold"])) for v in row["values"]
-        ),
+        values=tuple(read_value(v, rules, row["method"]) for v in row["values"]),
         doubts=tuple(
             told(d)
             for d in doubts
             if any(mentions(d["cell"], n) for n in own) or not any(mentions(d["cell"], n) for n in names)
         ),
     )
+
+
+def read_value(cell: dict[str, str], compare: list[dict[str, Any]], method: str) -> Value:
+    """A cell, with what the first rule that concerns it says of its comparison."""
+    about = (cell["benchmark"], cell["metric"], cell["value"], cell["unit"], nullable(cell["threshold"]))
+    for rule in compare:
+        if all(allows(rule, key, cell[key]) for key in ("benchmark", "metric", "threshold")):
+            if "no" in rule:
+                return Value(*about, reason=rule["no"])
+            if "protocol" in rule:
+                return Value(*about, rule["protocol"], rule.get("as", cell["metric"]))
+            break
+    raise PublishedError(
+        f"{method}, {cell['benchmark']} {cell['metric']} {cell['value']}: nothing says which protocol this published "
+        "value may be compared with. Add a line with protocol: or no: to compare: in its paper's file."
+    )
+
+
+def allows(rule: dict[str, Any], key: str, value: str) -> bool:
+    wanted = rule.get(key, value)
+    return value in wanted if isinstance(wanted, list) else value == wanted
 
 
 def told(doubt: dict[str, str]) -> str:

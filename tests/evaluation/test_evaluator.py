@@ -13,6 +13,7 @@ import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
+from avloc.data.schema import Record, Target
 from avloc.evaluation.evaluator import Evaluator
 from avloc.evaluation.measures import EXTENTS
 from avloc.evaluation.protocols import ProtocolError
@@ -306,3 +307,29 @@ def test_protocols_can_be_chosen(tmp_path: Path) -> None:
     assert list(toy["rows"]["model"]) == ["vggss/lvs", "negative/pia"]
     with pytest.raises(ProtocolError, match="Did you mean vggss/lvs"):
         Evaluator(protocols={"toy": ["vggss/lv"]})
+
+
+@dataclass
+class Told(ToySet):
+    """Shows its records, as the sets of shards do."""
+
+    records: tuple[Record, ...] = (Record("toy", "a", targets=[Target()]), Record("toy", "b", targets=[Target()]))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "lacks"),
+    [("interactive/acl", "interactive groups"), ("multi/acl", "several sources"), ("multi/tvsl", "several sources")],
+)
+def test_a_protocol_is_refused_where_the_set_lacks_what_it_needs(tmp_path: Path, name: str, lacks: str) -> None:
+    evaluator = Evaluator(controls=False, protocols={"toy": [name]})
+    with pytest.raises(ProtocolError, match=f"toy cannot be scored by {name}, which needs .*{lacks}"):
+        trainer(tmp_path, evaluator).test(FullFrame(), ToyData(Told("toy", 8)), verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_groups_in_some_records_are_enough(tmp_path: Path) -> None:
+    data = Told("toy", 8, records=(Record("toy", "a"), Record("toy", "b", group="g", group_size=2)))
+    evaluator = Evaluator(controls=False, protocols={"toy": ["interactive/acl"]})
+    trainer(tmp_path, evaluator).test(FullFrame(), ToyData(data), verbose=False)
+    assert evaluator.results["sets"]["toy"]["rows"]["model"]["interactive/acl"]["n_groups"] == 8

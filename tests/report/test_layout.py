@@ -70,10 +70,16 @@ def test_every_experiment_stands_below_its_published_row(name: str, tmp_path: Pa
     assert table.kinds[at : at + 3] == ["target", "own", "difference"]
     printed, own, apart = table.rows[at : at + 3]
     tested = {s.published for s in run.sets.values()}
-    for group, mine, theirs, gap in zip(table.groups[1:], own[1:], printed[1:], apart[1:], strict=True):
+    for group, metric, mine, theirs, gap in zip(
+        table.groups[1:], table.columns[1:], own[1:], printed[1:], apart[1:], strict=True
+    ):
         if group in tested:
             assert mine == "50.00", "every column of a tested set is filled"
-            assert bool(gap) == bool(theirs)
+            cell = row.value(group, metric)
+            assert bool(cell) == bool(theirs)
+            assert bool(gap) == bool(cell and cell.protocol), (
+                f"{group} {metric}: only what is comparable has a difference"
+            )
 
 
 def test_every_column_of_every_table_is_measured_by_some_benchmark() -> None:
