@@ -19,7 +19,7 @@ from avloc.experiment.command import store
 from avloc.experiment.run import ExperimentCLI
 from avloc.methods.seac import SeAC
 from avloc.report.published import Reference, find
-from avloc.world import write_world
+from avloc.world import SPLITS, write_world
 from tests.methods.tiny import avs_clip, avs_set, tiny_audioclip_files, tiny_files, tiny_sam_files
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
@@ -65,7 +65,33 @@ def test_the_rows_of_the_papers_are_there() -> None:
     wanted |= {f"acl_ssl{kind}_mix_{of}" for kind in ("", "_llm") for of in ("duet", "instruments")}
     wanted |= {f"clipseg_{words}{on}" for words in ("oracle", "wav2clip", "clap") for on in ("", "_world")}
     wanted |= {f"boxes_{space}{on}" for space in ("wav2clip", "audioclip", "imagebind") for on in ("", "_world")}
+    wanted |= {f"gavs_world_{row}" for row in ("zero_shot", "1shot", "3shot", "5shot")}
+    wanted |= {"souple_context_world", "acl_context_world"}
     assert wanted <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("shots", [1, 3, 5])
+def test_the_worlds_few_shots_go_on_from_its_zero_shot_run_as_it_is(shots: int) -> None:
+    zero, few = content("gavs_world_zero_shot"), content(f"gavs_world_{shots}shot")
+    assert few["start_from"] == "runs/gavs_world_zero_shot/version_0/checkpoints/best.ckpt"
+    assert few["data"]["train"] == f"world:train_factors_{shots}shot"
+    schedules = [x["model"]["init_args"].pop("lr_scheduler")["init_args"]["T_max"] for x in (zero, few)]
+    assert zero["model"] == few["model"]
+    assert (zero["data"]["val"], zero["data"]["test"]) == (few["data"]["val"], few["data"]["test"])
+    steps = [
+        SPLITS[x["data"]["train"][6:]].scenes // x["data"]["batch_size"] * x["trainer"]["max_epochs"]
+        for x in (zero, few)
+    ]
+    assert schedules == steps
+
+
+def test_both_methods_learn_the_shared_sounds_alike() -> None:
+    souple, acl = content("souple_context_world"), content("acl_context_world")
+    for settings in (souple, acl):
+        del settings["model"]["class_path"]
+        for own in ("context", "template"):
+            settings["model"]["init_args"].pop(own, None)
+    assert souple == acl
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
