@@ -23,6 +23,7 @@ __all__ = [
     "Reference",
     "Row",
     "Table",
+    "Unreached",
     "Value",
     "alike",
     "comparisons",
@@ -30,10 +31,13 @@ __all__ = [
     "find_table",
     "load",
     "papers",
+    "quoted",
     "told_comparisons",
+    "unreached",
 ]
 
 FOLDER = Path(__file__).parent / "published"
+EXCUSES = Path(__file__).parent / "unreached.yaml"
 LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # leaves every scalar a string
 
 
@@ -253,6 +257,49 @@ def find(paper: str, table: str, method: str, variant: str | None = None, ogl: b
     names = "; ".join(row.name for row in rows)
     wanted = f"{method} ({variant})" if variant else method
     raise PublishedError(f"Table {table} of {paper!r} has no row {wanted!r} with ogl={ogl}; its rows are: {names}.")
+
+
+@dataclass(frozen=True)
+class Unreached:
+    """Cells of the suite's own methods that no experiment measures.
+
+    Attributes:
+        paper, table, method, variant: the row, as in `find`.
+        benchmarks: test sets whose cells are meant, in the paper's order.
+        why: a sentence.
+    """
+
+    paper: str
+    table: str
+    method: str
+    variant: str | None
+    benchmarks: tuple[str, ...]
+    why: str
+
+
+@cache
+def unreached() -> tuple[Unreached, ...]:
+    """The published rows of the suite's methods that no experiment measures, and why (``unreached.yaml``).
+
+    Raises:
+        PublishedError: one of them is no row, or a set has no cell in it.
+    """
+    found = []
+    for entry in yaml.load(EXCUSES.read_text(), LOADER)["rows"]:
+        variant = nullable(entry.get("variant", "null"))
+        row = find(entry["paper"], entry["table"], entry["method"], variant)
+        of_row = tuple(dict.fromkeys(v.benchmark for v in row.values))
+        named = tuple(entry.get("benchmarks", of_row))
+        if strange := set(named) - set(of_row):
+            raise PublishedError(f"unreached.yaml: {row.name} has no number on {', '.join(sorted(strange))}.")
+        found.append(Unreached(entry["paper"], entry["table"], row.method, row.variant, named, entry["why"]))
+    return tuple(found)
+
+
+@cache
+def quoted() -> frozenset[str]:
+    """The methods that the suite does not have: their rows are only quoted (``unreached.yaml``)."""
+    return frozenset(yaml.load(EXCUSES.read_text(), LOADER)["quoted"])
 
 
 Place = tuple[str, str]

@@ -40,6 +40,7 @@ from tests.data_prep import (
     test_is3,
     test_music,
     test_vggss,
+    test_vggss_sub,
     test_vpo,
 )
 from tests.data_prep.little import write_sound
@@ -66,6 +67,8 @@ def conversions(root: Path) -> Iterator[tuple[str, list[Any]]]:
     """Every converter with the options that turn a miniature of its official layout into shards."""
     media = test_vggss.loose_vggss(root / "vggss")
     yield "vggss", ["--media", media, "--boxes", media / "vggss.json", *test_vggss.heard_and_unheard(media)]
+    release = test_vggss_sub.lay_out(root / "vggss_sub", clips=7)
+    yield "vggss_sub", ["--media", release / "media", "--boxes", release / "vggss.json"]
     yield "vggss_ext", test_extended.extended_vggss(root / "vggss_ext", (0.25, 0.25, 0.75, 0.75))
 
     media = test_flickr.acl_flickr(root / "flickr")
@@ -273,6 +276,10 @@ HAND = {
     ),
     "vggss/heard": Hand(1, boxes("vggss", [1 / 2], [1 / 8]) | {"vggss/acl/ciou": 1}),
     "vggss/unheard": Hand(1, boxes("vggss", [1 / 7], [1 / 4]) | {"vggss/acl/ciou": 0}),
+    # all C; two dogs are left for testing
+    "vggss_sub": Hand(
+        2, boxes("vggss", [1.0], [1 / 4]) | {"vggss/adaptive/mean_ciou": 0.0, "vggss/fixed/mean_ciou": 1}
+    ),
     "vggss_ext": Hand(6, extended(3, 1, 3), {"negative/pia/pia": 1}),
     "vggss_ext/other_class": Hand(5, extended(3, 1, 2)),
     # twice WORKED; and half of the picture with the weight 1/2: 112 * 56 / 2 of (224 * 112 / 2 + 112 * 56)

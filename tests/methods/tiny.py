@@ -119,7 +119,14 @@ def tiny_audioclip_files(folder: Path, words: list[str], rate: int = 8000) -> di
     return {name: f"file:{folder / name}.safetensors" for name in ("audioclip", "clip", "wav2clip")}
 
 
-def avs_clip(i: int, frames: int = 5, seconds: float = 5.0, empty: bool = False, tags: tuple[str, ...] = ()) -> Sample:
+def avs_clip(
+    i: int,
+    frames: int = 5,
+    seconds: float = 5.0,
+    empty: bool = False,
+    tags: tuple[str, ...] = (),
+    semantic: bool = False,
+) -> Sample:
     """A video as AVSBench's converters write it: a wide picture and a mask for each second, one sound.
 
     Args:
@@ -128,6 +135,7 @@ def avs_clip(i: int, frames: int = 5, seconds: float = 5.0, empty: bool = False,
         seconds: length of the sound.
         empty: the masks hold nothing.
         tags: of the record.
+        semantic: with a map of classes a second, 1 where the mask is.
     """
     rng = np.random.default_rng(i)
     members = {"a0.wav": encoded(0.3 * rng.standard_normal(round(16000 * seconds)))}
@@ -136,12 +144,15 @@ def avs_clip(i: int, frames: int = 5, seconds: float = 5.0, empty: bool = False,
         mask = np.zeros((36, 64), bool)
         mask[8:24, 4 * k + i % 8 : 4 * k + i % 8 + 20] = not empty
         members[f"m.f{k}.t0.png"] = picture(mask, "PNG")
+        if semantic:
+            members[f"sem.f{k}.png"] = picture(mask.astype(np.uint8), "PNG")
+    classes = [f"sem.f{k}.png" if semantic else None for k in range(frames)]
     record = Record(
         "avs",
         f"v{i:03d}",
         tags=list(tags),
         video=f"v{i:03d}",
-        frames=[Frame(f"f{k}.jpg", 64, 36, t=k, annotated=True) for k in range(frames)],
+        frames=[Frame(f"f{k}.jpg", 64, 36, t=k, annotated=True, semantic=classes[k]) for k in range(frames)],
         audios=[Audio("a0.wav", duration=seconds, rate=16000)],
         targets=[Target(0, "dog", audio=0, masks=[f"m.f{k}.t0.png" for k in range(frames)])],
         map_rule="mask",
