@@ -1,7 +1,8 @@
 """The objective of GAVS: a mask loss per frame, and the alignment of visual cue and sound.
 
 The mask losses are those that the release offers, as functions of rows: one row is one frame (the release trains
-frame by frame). The alignment is the paper's, whose constants no source states (`facts/gavs.md` sections 1 and 3).
+frame by frame). Of the alignment the paper says only that it is a triplet loss with cosine similarity: what is
+compared, weight and margin are choices.
 """
 
 from __future__ import annotations

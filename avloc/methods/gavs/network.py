@@ -2,7 +2,7 @@
 
 Symbols as in the paper: F_V image embedding, F_A sound, F_C visual cue, F_N adaptive noise, F_P prompt. What the paper
 and its release do differently are the options of `Design`; completions of what neither states are marked "choice".
-Facts: `facts/gavs.md` sections 1 and 2. Torch only.
+The release is GeWu-Lab/Generalizable-Audio-Visual-Segmentation (commit 753b23b). Torch only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["DESIGNS", "Design", "DesignName", "GAVSNetwork", "by_frame"]
 
 @dataclass(frozen=True)
 class Design:
-    """What of GAVS there is; the defaults are the published method.
+    """What of GAVS there is; the defaults are the article's method, with the choices that it leaves open.
 
     Args:
         prompt: ``sap`` projects the visual cue, the sound and the learnable noise; ``audio`` the sound alone.

@@ -1,4 +1,4 @@
-"""From masks and their similarities to a heat map and a semantic map (``facts/seac.md`` section 8).
+"""From masks and their similarities to a heat map and a semantic map (the paper's equations 4 and 5).
 
 N masks of each of B pictures, H x W pixels. Whole-batch tensor operations; what is as large as the masks has their one
 byte per pixel.

@@ -1,6 +1,6 @@
 """What a mask looks like: a mixture of two CLIP embeddings, of its crop and of the whole frame (equations 1 to 3).
 
-Facts: ``facts/seac.md`` section 2. Crops of n masks are cut and resized by two matrix products, without a loop over
+The paper's equations 1 to 3. Crops of n masks are cut and resized by two matrix products, without a loop over
 masks. All of it is frozen, so it is computed once per frame and stored.
 """
 

@@ -1,4 +1,4 @@
-"""SeAC's losses: mask-instance contrastive learning, aware of several sources (``facts/seac.md`` section 5).
+"""SeAC's losses: mask-instance contrastive learning, aware of several sources (the paper's equations 6 to 8).
 
 B samples of N masks, K groups of samples whose sounds are summed. With K = B this is MICL (equation 6).
 """

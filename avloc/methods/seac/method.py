@@ -1,6 +1,7 @@
 """SeAC ("Segment, Associate, and Classify: Decoupled Audio-Visual Segmentation Framework", under anonymous review).
 
-No public code exists. ``facts/seac.md`` says what the paper states; every choice that it leaves open is an option.
+No public code exists. What the paper states is marked [P] in ``experiments/seac.yaml``; every choice that it leaves
+open is an option.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SeAC's trained part: attention pooling of sound over time, mask encoder, projections, temperature.
 
-Facts: ``facts/seac.md`` sections 3 to 5, which mark what the paper leaves open. B samples of N masks, K sounds of T
-seconds, d_m width of a mask's features, d_a of a second of sound, d of the shared space. Torch only.
+What the paper leaves open is an option. B samples of N masks, K sounds of T seconds, d_m width of a mask's features,
+d_a of a second of sound, d of the shared space. Torch only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stage one: boxes, non-maximum suppression, the N best, SAM's mask of each (``facts/seac.md`` section 1)."""
+"""Stage one: boxes, non-maximum suppression, the N best, SAM's mask of each."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The objective of AVSBench: a pixel loss and the audio-visual matching term L_AVM.
 
-Facts: `facts/gavs.md` section 7, completed from OpenNLPLab/AVSBench (``loss.py`` of avs_s4, avs_ms3 and avss).
+From OpenNLPLab/AVSBench (``loss.py`` of avs_s4, avs_ms3 and avss).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """AVSBench's baseline: temporal pixel-wise audio-visual interaction (TPAVI) at four scales and an FPN-like decoder.
 
-Facts: `facts/gavs.md` section 7, completed from OpenNLPLab/AVSBench (commit 4d4c901). F frames of a clip, C channels of
-the decoder, D width of the sound, h w side of a stage. Torch and timm only.
+From OpenNLPLab/AVSBench (commit 4d4c901). F frames of a clip, C channels of the decoder, D width of the sound, h w side
+of a stage. Torch and timm only.
 """
 
 from __future__ import annotations
