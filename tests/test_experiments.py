@@ -288,7 +288,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dic
     for split in ("train", "train_masks_heard", "single"):
         write_world(folder / "world", split, scenes=8)
     of_masks = [content(name)["data"] for name in EXPERIMENTS if content(name)["data"].get("truth")]
-    for named in {d["train"] for d in of_masks} | {v for d in of_masks for v in d["val"]}:
+    for named in {d["train"] for d in of_masks} | {v for d in of_masks for v in d.get("val", [])}:
         dataset, split = named_split(named, "train")
         if dataset != "world":
             several = dataset == "avss"
