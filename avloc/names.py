@@ -27,27 +27,30 @@ def experiments_folder() -> Path:
 
 
 def known() -> dict[str, Path]:
-    """Every experiment of the package by its stem."""
+    """Every experiment of the package by its stem, whatever folder of ``experiments/`` it lies in."""
     return {path.stem: path for path in sorted(experiments_folder().rglob("*.yaml"))}
 
 
 def find_config(name: str) -> Path:
     """The YAML behind a path or an experiment's name, from any folder.
 
+    ``experiments/NAME.yaml`` means the experiment of that name, wherever in ``experiments/`` it lies.
+
     Raises:
         UsageError: there is none; the message names the nearest ones.
     """
-    folder = experiments_folder()
-    stem = Path(name).stem
-    own = [Path(name), Path(f"{name}.yaml")]  # files of the user go before the package's
-    for path in [*own, folder.parent / name]:
-        if path.is_file():
-            return path.resolve()
-    ours = known()
-    if stem in ours:
+    for own in (Path(name), Path(f"{name}.yaml")):  # files of the user go before the package's
+        if own.is_file():
+            return own.resolve()
+    ours, stem, folders = known(), Path(name).stem, Path(name).parent.parts
+    if stem in ours and (not folders or "experiments" in folders):
         return ours[stem].resolve()
+    if stem in ours:
+        raise UsageError(f"There is no file {name}. The suite's experiment of that name is meant by -c {stem}.")
     near = difflib.get_close_matches(stem, ours, n=3) or list(ours)
-    raise UsageError(f"There is no experiment {name!r}. Did you mean {', '.join(near)}? All lie in {folder}.")
+    raise UsageError(
+        f"There is no experiment {name!r}. Did you mean {', '.join(near)}? All lie in {experiments_folder()}."
+    )
 
 
 def with_found_configs(args: list[str]) -> list[str]:

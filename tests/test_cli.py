@@ -51,6 +51,11 @@ def test_unknown_experiment_names_the_nearest() -> None:
         find_config("souple_ctx5")
 
 
+def test_a_file_that_is_not_there_is_not_replaced_by_another(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no file .*mine/souple_ctx4\.yaml.*-c souple_ctx4"):
+        find_config(str(tmp_path / "mine" / "souple_ctx4.yaml"))
+
+
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Did you mean 'localize'" in fails(["localise"], capsys)
 

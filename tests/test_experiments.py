@@ -18,17 +18,39 @@ from avloc.evaluation.protocols import protocol
 from avloc.experiment.command import store
 from avloc.experiment.run import ExperimentCLI
 from avloc.methods.seac import SeAC
+from avloc.names import find_config
 from avloc.report.experiments import blocks, reached, read_experiment
 from avloc.report.published import find, papers, quoted, unreached
 from avloc.world import SPLITS, write_world
 from tests.methods.tiny import avs_clip, avs_set, tiny_audioclip_files, tiny_files, tiny_sam_files
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
-EXPERIMENTS = sorted(p.stem for p in FOLDER.glob("*.yaml") if "model" in yaml.safe_load(p.read_text()))
+FILES = sorted(FOLDER.rglob("*.yaml"))
+PATHS = {path.stem: path for path in FILES}
+EXPERIMENTS = sorted(name for name, path in PATHS.items() if "model" in yaml.safe_load(path.read_text()))
 
 
 def content(name: str) -> dict[str, Any]:
-    return yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    return yaml.safe_load(PATHS[name].read_text())
+
+
+def test_every_file_has_a_name_of_its_own_and_lies_where_it_belongs() -> None:
+    """Experiments are called by stem, so no folder may repeat one; the top is a page of headline rows."""
+    assert len(PATHS) == len(FILES)
+    top = [path.stem for path in FILES if path.parent == FOLDER]
+    assert {"souple_ctx4", "acl_ssl", "acl_ssl_llm", "gavs", "seac", "tvsl", "quickstart"} <= set(top)
+    assert len(top) <= 15
+    assert all(path.parent in (FOLDER, FOLDER / path.parent.name) for path in FILES)
+    assert {path.stem for path in (FOLDER / "overlays").iterdir()} == PATHS.keys() - set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", sorted(PATHS))
+def test_it_is_found_from_any_folder_by_name_and_by_its_old_path(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for called in (name, f"{name}.yaml", f"experiments/{name}.yaml", str(FOLDER / f"{name}.yaml")):
+        assert find_config(called) == PATHS[name]
 
 
 def test_the_rows_of_the_papers_are_there() -> None:
@@ -100,7 +122,7 @@ def test_both_methods_learn_the_shared_sounds_alike() -> None:
     assert souple == acl
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_first_sentence_names_the_row_and_its_numbers(path: Path) -> None:
     """In one of three forms, which agree with the keys; every printed number of the row is there."""
     read = read_experiment(path)
@@ -118,7 +140,7 @@ def test_the_first_sentence_names_the_row_and_its_numbers(path: Path) -> None:
 
 def test_every_published_row_is_reached_or_says_why_not(capsys: pytest.CaptureFixture[str]) -> None:
     """Rows of the suite's methods: by a YAML, alone or under its paper's overlay; others are quoted by name."""
-    every = [read_experiment(path) for path in sorted(FOLDER.glob("*.yaml"))]
+    every = [read_experiment(path) for path in FILES]
     by = reached(every, {name: b.published for name, b in BENCHMARKS.items()})
     excused = {(u.paper, u.table, u.method, u.variant, False, b): u.why for u in unreached() for b in u.benchmarks}
     of_suite = [block for block in blocks() if block.row.method not in quoted()]
@@ -144,7 +166,7 @@ def test_the_overlay_of_a_paper_holds_every_set_of_its_own_method() -> None:
     other = {"souple": {"vggss_heard110", "vggss_unheard110"}, "acl_ssl": {"vgg_instruments", "vgg_duet"}}
     other |= {"gavs": {f"avs_v3_{k}shot" for k in (0, 1, 3, 5)}}
     for paper in papers():
-        overlays = [r for p in FOLDER.glob("*.yaml") if (r := read_experiment(p)).overlay and r.sets_of == paper]
+        overlays = [r for p in FILES if (r := read_experiment(p)).overlay and r.sets_of == paper]
         tested = {BENCHMARKS[name].published for r in overlays for name in r.test}
         printed = {b.benchmark for b in blocks() if b.paper == paper and b.row.flags["ours"]}
         assert printed - tested == other.get(paper, set()), paper
@@ -267,7 +289,7 @@ def designs() -> list[str]:
 @pytest.mark.parametrize("name", sorted(set(EXPERIMENTS) - set(designs())))
 @pytest.mark.filterwarnings("ignore")
 def test_the_others_are_parsed_as_they_are(name: str) -> None:
-    settings = Parsed.run(["fit", "-c", str(FOLDER / f"{name}.yaml")]).settings
+    settings = Parsed.run(["fit", "-c", str(PATHS[name])]).settings
     assert settings.experiment == name
     assert settings.data.train == content(name)["data"].get("train")
     assert content(name)["model"].get("init_args", {}).keys() <= vars(settings.model.init_args).keys()
@@ -324,7 +346,7 @@ def tiny_options(name: str, small: tuple[Path, dict[str, dict[str, Any]]]) -> li
 
 def fit(name: str, small: tuple[Path, dict[str, dict[str, Any]]], *more: str) -> ExperimentCLI:
     """The YAML with tiny weights, on one process; supervised methods on the sets that it names."""
-    args = ["fit", "-c", str(FOLDER / f"{name}.yaml"), *tiny_options(name, small)]
+    args = ["fit", "-c", str(PATHS[name]), *tiny_options(name, small)]
     args += ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
     args += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     if kind(name) in ("TVSL", "PatchSimilarity"):

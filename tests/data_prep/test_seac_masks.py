@@ -14,11 +14,11 @@ from avloc.data.stored import open_features
 from avloc.data.transforms import collate
 from avloc.experiment.run import instantiate
 from avloc.methods.seac import SeAC
+from avloc.names import find_config
 from avloc.world.dataset import samples
 from data_prep import seac_masks
 from data_prep.seac_masks import main
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 POINTS = "--model.segmentation.boxes.init_args.points=3"
 
 
@@ -26,7 +26,7 @@ POINTS = "--model.segmentation.boxes.init_args.points=3"
 def config(tmp_path: Path) -> Path:
     """An experiment with one set of seven pictures in three shards."""
     write_shards(tmp_path / "world", "world", "single", samples("single", scenes=7), records_per_shard=3)
-    content = yaml.safe_load((EXPERIMENTS / "seac_world.yaml").read_text())
+    content = yaml.safe_load(find_config("seac_world").read_text())
     content["data"] |= {"train": "world:single", "val": [], "test": ["world:single"], "root": str(tmp_path)}
     path = tmp_path / "little.yaml"
     path.write_text(yaml.safe_dump(content))

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from avloc.data.labels import LABEL_SPACES
 from avloc.experiment.run import ExperimentCLI
+from avloc.names import find_config
 from avloc.world import write_world
 from data_prep import vgg_duet, vgg_instruments_mixed, vggsound
 from tests.data.clips import write_clip
 from tests.data_prep import test_instruments
 from tests.methods.tiny import tiny_audioclip_files
 
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 RATE = 44100
 CLASSES = ("dog barking", "playing banjo", "elk bugling", "male speech, man speaking")
 QUIET = ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.enable_progress_bar=false"]
@@ -65,7 +65,7 @@ SPACE = LABEL_SPACES["vggss221"]
 
 def run(command: str, name: str, data: Path, folder: Path, *more: str) -> ExperimentCLI:
     """A YAML with tiny towers and batches."""
-    args = [command, "-c", str(EXPERIMENTS / f"{name}.yaml"), *QUIET, "--trainer.devices=1", f"--data.root={data}"]
+    args = [command, "-c", str(find_config(name)), *QUIET, "--trainer.devices=1", f"--data.root={data}"]
     args += [f"--model.init_args.audioclip=file:{data / 'audioclip.safetensors'}", "--model.init_args.seconds=0.5"]
     args += ["--data.batch_size=4", "--data.eval_batch_size=2", f"--trainer.default_root_dir={folder}"]
     return ExperimentCLI.run([*args, *more])
@@ -109,7 +109,7 @@ def test_the_duet_experiment_runs_on_converted_media_and_its_model_is_asked_for_
 def learnt(processes: int, root: Path) -> dict[str, Tensor]:
     """What the world's experiment learns from 8 samples in 3 steps of them all; several processes are of their own."""
     folder = root / f"by{processes}"
-    args = ["fit", "-c", str(EXPERIMENTS / "tvsl_world.yaml"), *QUIET]
+    args = ["fit", "-c", str(find_config("tvsl_world")), *QUIET]
     args += [f"--data.root={root}", "--data.batch_size=8", "--data.val=[]", "--checkpoint.monitor=null"]
     args += [f"--trainer.devices={processes}", "--trainer.max_epochs=3", f"--trainer.default_root_dir={folder}"]
     args += ["--trainer.logger=false", f"--checkpoint.dirpath={folder}", f"--resume.dirpath={folder}"]

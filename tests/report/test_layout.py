@@ -13,6 +13,7 @@ from rich.console import Console
 
 from avloc.evaluation.benchmarks import BENCHMARKS, benchmark
 from avloc.evaluation.protocols import protocol
+from avloc.names import find_config, known
 from avloc.report import published
 from avloc.report.curves import COLOURS, plots_of
 from avloc.report.intervals import Bounds
@@ -22,11 +23,9 @@ from avloc.report.tables import report, to_latex, to_markdown
 from tests.evaluation.test_protocols import columns, scenes
 from tests.report.fabricated import entry, per_sample, results, top50
 
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
-
 
 def reproducing() -> list[str]:
-    found = {p.stem: yaml.safe_load(p.read_text()) for p in sorted(EXPERIMENTS.glob("*.yaml"))}
+    found = {name: yaml.safe_load(path.read_text()) for name, path in known().items()}
     return [name for name, content in found.items() if content.get("reproduces")]
 
 
@@ -41,7 +40,7 @@ def metrics_of(rule: str) -> tuple[str, ...]:
 
 def fabricated(folder: Path, name: str, **more: Any) -> Run:
     """A run of an experiment that was tested on its sets, where every number is a half."""
-    content = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text())
+    content = yaml.safe_load(find_config(name).read_text())
     chosen = content.get("evaluator", {}).get("protocols", {})
     sets = {}
     for test in content["data"]["test"]:
