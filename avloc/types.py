@@ -42,7 +42,7 @@ class InputSpec:
             the last stretch that begins in it. (AVSBench: second i for frame i.)
         pad: how a shorter clip is completed.
         channels: how stereo becomes mono. ``left_then_right`` lays the channels end to end, which is how
-            ACL-SSL reads AVSBench (``facts/acl_ssl.md`` section 2).
+            ACL-SSL's released loader reads AVSBench.
         frames: pictures per sample; 1 makes every annotated frame a sample of its own.
         duet: how several pictures of one sample, each made square, are laid side by side: ``squash`` fits the row
             into the square, ``wide`` keeps it, ``[3, H, n H]`` (T-VSL). Ground truth is ``[S, G, n G]`` in both.

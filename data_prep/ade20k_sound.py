@@ -5,7 +5,7 @@
 
 ADE20KSoundPrompted holds ``frames``, ``audio``, ``annotations`` and ``prompted_segmentation.csv``. The second command
 writes the set ``ade20k_sound_box``: the smallest box around the mask, as ACL-X scores it. DenseAV crops the centre of
-picture and mask; here both are whole, and squashed like every other set (facts/datasets.md, 2.13).
+picture and mask; here both are whole, and squashed like every other set.
 """
 
 from __future__ import annotations

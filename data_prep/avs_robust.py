@@ -4,8 +4,8 @@
     python -m data_prep.avs_robust --set ms3 --media AVSBench --avss metadata.csv --out data
 
 Writes ``avs_robust_s4`` and ``avs_robust_ms3``. Media as for ``data_prep.avs_s4`` and ``data_prep.avs_ms3``. The
-published set is a script whose choices follow the order of unsorted folders, so it cannot be repeated
-(``facts/datasets.md`` section 2.14); here every choice follows from ``--seed`` and the video's name alone.
+published set is a script whose choices follow the order of unsorted folders, so it cannot be
+repeated; here every choice follows from ``--seed`` and the video's name alone.
 
 - Silence: no sound is stored.
 - Noise: ``uniform_v1``, five seconds of white noise in (-1, 1), 16 kHz, on as many channels as the own sound has.

@@ -1,9 +1,9 @@
 """Negatives of the extended sets (SLAVC): a picture with a sound that nothing in it makes.
 
-The list ``*_plus_silent.csv`` is the definition: how its pairs were drawn is unpublished (``facts/datasets.md`` section
-2.4). A row whose picture and sound are of one clip is a real clip without a visible or audible source (kind
-``natural``); any other is a ``mismatch``, of which a quarter pairs two clips of the same class (tag
-``same_class_negative``). Everything else of a set with known classes carries the tag ``other_class``.
+The list ``*_plus_silent.csv`` is the definition: how its pairs were drawn is unpublished. A row whose picture and sound
+are of one clip is a real clip without a visible or audible source (kind ``natural``); any other is a ``mismatch``, of
+which a quarter pairs two clips of the same class (tag ``same_class_negative``). Everything else of a set with known
+classes carries the tag ``other_class``.
 """
 
 from __future__ import annotations

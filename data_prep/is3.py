@@ -5,7 +5,7 @@
 
 IS3 holds ``images``, ``audio_wav`` and ``gt_segmentation`` (the release's names; SSLalignment's ``visual_frames`` and
 ``gt_masks`` will do); the list is SSLalignment's, since it is what the papers score. The second command writes the
-set ``is3_seg``, scored by its masks. Both pictures of a scene lie side by side in a shard (facts/datasets.md, 2.11).
+set ``is3_seg``, scored by its masks. Both pictures of a scene lie side by side in a shard.
 """
 
 from __future__ import annotations

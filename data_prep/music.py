@@ -6,7 +6,7 @@
 
 MUSIC holds ``frames/<key>.jpg`` and ``audio/<YouTube id>.wav``, the sound of the whole video; a key is ``<YouTube
 id>_<second>_<frame>``. The third command writes training frames: classes, no boxes. Two things are put right here that
-the loaders of AVGN and T-VSL do not do (facts/datasets.md, 2.17), and ``--as-published`` leaves them as they are there:
+the loaders of AVGN and T-VSL do not do, and ``--as-published`` leaves them as they are there:
 
 - Boxes are x, y, width, height. Read as two corners, three quarters of the solo maps are empty.
 - A frame is heard with the ten seconds around it. There, all frames of a video share the middle of its sound.

@@ -134,7 +134,7 @@ COLUMNS = (
 
 
 def request(variant: Variant, image: str = "", audio: str = "") -> str:
-    """What the instruction model is asked (`facts/acl_llm.md` section 2, in words of our own).
+    """What the instruction model is asked: what ACL-SSL's journal paper asks, in words of our own.
 
     Args:
         variant: which captions it is given.

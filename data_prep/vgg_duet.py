@@ -7,7 +7,7 @@
 Media are the clips that `data_prep.vggsound` reads, or ``frames/<key>.jpg`` and ``audio/<key>.wav`` (the layout of
 ACL-SSL, AVGN and T-VSL). With ``vggsound_single_test.csv`` instead, the set ``vgg_single`` is written: VGG-SS itself,
 as T-VSL calls it. AVGN scores [partner, partner's partner] against the frames [own, partner], and T-VSL's loader moves
-the partner's boxes a second time when a sample is read again; neither is imitated (facts/datasets.md, 2.16).
+the partner's boxes a second time when a sample is read again; neither is imitated.
 
 T-VSL also tests mixtures of three and four sources, whose lists are not published. With ``--sources``, this project's
 own are written, as ``vgg_mix3`` and ``vgg_mix4``: every clip of the single list with partners drawn from the others,

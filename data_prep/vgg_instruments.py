@@ -5,7 +5,7 @@
 
 VGGSound-Instruments holds ``frames/sampleNNNN.jpg``, ``audio/sampleNNNN.wav`` and ``anno/sampleNNNN.pkl``. The masks
 are pickles, read by `data_prep.array_pickle`, which runs nothing of them. Samples carry no YouTube id, so overlap with
-a training set cannot be checked (facts/datasets.md, 2.15). Training clips are VGGSound's, under the names of the 37
+a training set cannot be checked. Training clips are VGGSound's, under the names of the 37
 classes; 868 of them are test clips of VGG-SS. Both sets train on them, the mixed one on random mixtures:
 
     python -m data_prep.vgg_instruments --videos clips --annotations vgginstruments_train.txt --out data

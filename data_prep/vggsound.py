@@ -48,7 +48,7 @@ from data_prep.common import (
 __all__ = ["Pool", "Row", "box_notes", "class_ids", "main", "read_boxes", "read_rows", "vggss_target"]
 
 SECONDS = 10.0
-FRAME_TIME = 5.0  # annotations belong to the 125th frame at 25 fps (facts/datasets.md section 2.1)
+FRAME_TIME = 5.0  # annotations belong to the 125th frame at 25 fps (ACL-SSL's data note)
 LICENCE = "VGGSound annotations CC BY 4.0; videos belong to their uploaders"
 CODECS = {"flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS")}
 
@@ -119,7 +119,7 @@ def read_boxes(path: Path) -> dict[str, tuple[str, list[list[float]]]]:
 
 def vggss_target(class_id: int, label: str, raw: list[list[float]]) -> Target:
     """A VGG-SS annotation. Twelve samples hold a coordinate near -2.9e16: such raw boxes are dropped, the
-    clipped ones stay (``facts/datasets.md`` section 2.2)."""
+    clipped ones stay."""
     boxes, _ = clip_boxes(raw)
     sane = all(math.isfinite(v) and abs(v) <= 2 for b in raw for v in b)
     return Target(class_id, label, "vggss221", audio=0, boxes=boxes, boxes_raw=raw if sane else None)

@@ -52,7 +52,7 @@ class Media:
 def clip_key(text: str) -> str:
     """``<YouTube id>_<start, 6 digits>`` of a key in that spelling or in ``<YouTube id>_<start ms>_<end ms>``.
 
-    The id is cut at its fixed length 11, because it may hold ``_`` itself (``facts/datasets.md`` section 1).
+    The id is cut at its fixed length 11, because it may hold ``_`` itself.
 
     Raises:
         ValueError: neither of both.

@@ -7,8 +7,7 @@
 The first two read SSLalignment's release, whose lists ACL-X scores: folders ``visual_frames``, ``audio_wav`` and
 ``gray_masks``. The third reads CAVP's own: ``data`` and ``mask`` (of VPO-SS in sub-folders by class), and its csv. The
 set of masks is called ``vpo_ms_seg``. The pictures of a COCO image lie side by side in a shard; where it has more
-than one, they carry the tag ``true_group``: half of VPO-MS's interactive groups have a single member
-(facts/datasets.md, 2.12).
+than one, they carry the tag ``true_group``: half of VPO-MS's interactive groups have a single member.
 """
 
 from __future__ import annotations

@@ -341,7 +341,7 @@ def first_column(path: str) -> list[str]:
 
 @published
 def test_published_training_lists_against_vggss() -> None:
-    """The fact sheet's claims (section 2.1) as far as the first 2,000 rows show them."""
+    """The circulating list holds thousands of test clips; here as far as its first 2,000 rows show it."""
     vggss = ANNOTATIONS / "vggss" / "vggss.json"
     test = {r["file"] for r in json.loads(vggss.read_text())}
     train = set(first_column("vggsound/vggss_144k.txt"))

@@ -1,6 +1,6 @@
 """Leaks between a training list and evaluation sets: the same clip, the same footage, the same video.
 
-An id is read by what its spelling says (``facts/datasets.md`` section 1). A YouTube id may hold ``_`` and ``-``, so it
+An id is read by what its spelling says. A YouTube id may hold ``_`` and ``-`` (718 of VGG-SS's 5,158 hold ``_``), so it
 is cut at its eleventh character, never at ``_``:
 
 ==================================  ===================================================================

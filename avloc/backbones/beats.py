@@ -1,4 +1,8 @@
-"""BEATs, the frozen audio tower, under its official key names (``facts/acl_ssl.md`` section 3)."""
+"""BEATs, the frozen audio tower, under its official key names (microsoft/unilm, folder beats; Chen et al., 2023).
+
+The fine-tuned AudioSet file's own configuration: 12 post-norm layers of 768 with DeepNorm's scale (2 x 12)^(1/4), and
+a gated relative-position bias whose table all layers share. Of the classifier's 252 tensors two are not used.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +114,7 @@ class BEATs(nn.Module):
         feature_layers: layers, counted from 1, whose outputs are the features; those that do not exist are
             left out.
         layer_drop: in train mode, skip each layer with probability ``config.encoder_layerdrop``. The released
-            ACL-SSL script does so although the tower is frozen (``facts/acl_ssl.md`` section 10); a skipped
+            ACL-SSL script does so although the tower is frozen (commit 57f4a6c); a skipped
             layer hands on its input. One draw per layer and batch from torch's CPU generator.
 
     Raises:

@@ -7,7 +7,7 @@ The parameters live in `transformers.CLIPSegForImageSegmentation`, so official c
 * the text tower is driven by token embeddings, some of which come from sound;
 * the decoder runs on (image, embedding) pairs, and what depends on the image alone is computed once.
 
-Facts: ACL-SSL's published code; see `facts/acl_ssl.md` sections 5 to 7.
+What is walked, and in which order, follows ACL-SSL's published code (swimmiing/ACL-SSL, commit 57f4a6c).
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class CLIPSeg(nn.Module):
             pixels: float ``[B, 3, H, H]``, H a multiple of the patch size.
             reduced: the decoder's inputs.
             dense: CLIP features per patch: in the last layer the attention is replaced by
-                ``out_proj(v_proj(layer_norm1(h)))`` (`facts/acl_ssl.md` section 7).
+                ``out_proj(v_proj(layer_norm1(h)))``, as ACL-SSL's code does: every patch then speaks for itself.
             pooled: CLIP's image embedding.
 
         Raises:

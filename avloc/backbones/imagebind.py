@@ -1,4 +1,4 @@
-"""ImageBind's vision, audio and text towers (``facts/audioclip_wav2clip.md`` section 3; Girdhar et al., 2023).
+"""ImageBind's vision, audio and text towers (facebookresearch/ImageBind; Girdhar et al., 2023).
 
 ``imagebind_huge.pth`` loads unchanged; its towers for depth, heat and motion are left out.
 """

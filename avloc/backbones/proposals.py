@@ -2,7 +2,7 @@
 
 A `BoxSource` says where boxes come from and holds no network; `BoxSource.load` gives the detector that is asked. MAVL,
 which SeAC used, needs compiled operators of its own: its boxes are computed elsewhere, written with `write_boxes`, and
-read by `StoredBoxes`. Facts: ``facts/seac.md`` section 1.
+read by `StoredBoxes`. (mmaaz60/mvits_for_class_agnostic_od, commit ae561b0.)
 
 Boxes are x1, y1, x2, y2 in pixels of the picture; they may reach beyond it.
 """

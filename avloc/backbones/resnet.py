@@ -73,7 +73,7 @@ class ObjectResNet(nn.Module):
         return super().train(mode and any(p.requires_grad for p in self.parameters()))
 
     def object_map(self, pixels: Tensor) -> Tensor:
-        """Channel mean of the absolute last features (``facts/metrics.md`` section 1, "OGL").
+        """Channel mean of the absolute last features (EZ-VSL, SLAVC: object-guided rows).
 
         Args:
             pixels: `normalised` ``[B, 3, H, W]``; 224 is the published side.

@@ -8,7 +8,7 @@ module walks them in the ways that the methods need:
   fused kernel of `scaled_dot_product_attention` never holds the 4096 x 4096 map that the package does;
 * the decoder on (image, prompt) pairs: image b is asked prompt b (the package asks one image many prompts).
 
-Facts: `facts/vggish_sam.md` sections 3 to 6 (segment-anything dca509f).
+The arithmetic is that of facebookresearch/segment-anything, commit dca509f.
 """
 
 from __future__ import annotations

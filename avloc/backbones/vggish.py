@@ -1,4 +1,4 @@
-"""VGGish, the frozen audio tower of the AVSBench family, under its official key names (``facts/vggish_sam.md``)."""
+"""VGGish, the frozen audio tower of the AVSBench family, under its official key names (torchvggish, f3f9096)."""
 
 from __future__ import annotations
 

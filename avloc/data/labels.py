@@ -1,8 +1,8 @@
 """Class lists of the label spaces, and the colours in which AVSBench-semantic draws its maps.
 
-A semantic map holds places in its list where that begins with ``background``, else places plus one. Sources:
-``facts/datasets.md`` sections 2.2 (VGG-SS; names of VGGSound, CC BY 4.0), 2.6 (AVSBench S4), 2.8 (AVSBench-semantic,
-Apache-2.0), 2.12 (VPO), 2.15 (VGGSound-Instruments) and 2.17 (MUSIC).
+A semantic map holds places in its list where that begins with ``background``, else places plus one. The names
+are those of the sets' own annotation files: VGG-SS (names of VGGSound, CC BY 4.0), AVSBench S4 and AVSBench-semantic
+(Apache-2.0), VPO, VGGSound-Instruments and MUSIC; ``data_prep/README.md`` tells of each.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Duets: pictures that lie side by side under the sum of their sounds (T-VSL, ``facts/datasets.md`` section 2.16)."""
+"""Duets: pictures that lie side by side under the sum of their sounds (T-VSL)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """What one record of a shard says about itself: ``meta.json``, the same for every dataset.
 
-The fields, their units and their values are those of fact sheet ``datasets.md`` section 6.2. Two are wider
-there than here is wanted: ``dataset`` and ``split`` may be any lower-case name, because users bring sets of
-their own.
+Pixels and sounds are stored once, in ordinary codecs; ground-truth maps are not: boxes stay as their authors wrote them
+beside a normalised copy, and a named rule turns them into a map when they are read, so a published rounding can be
+repeated exactly and left on purpose. ``dataset`` and ``split`` may be any lower-case name: users bring sets of their
+own.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ class Audio:
         rate: Hz.
         channels: 1 or 2.
         kind: for a ``negative`` sound of a positive record: the condition that it makes. The record is scored
-            once with its own sound and once under each condition, against the same map (AVSBench-Robust,
-            ``facts/datasets.md`` section 2.14).
+            once with its own sound and once under each condition, against the same map
+            (AVSBench-Robust).
     """
 
     member: str | None

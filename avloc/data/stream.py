@@ -45,7 +45,8 @@ class TrainStream(IterableDataset[AVBatch]):
         spec: what the method wants.
         batch: samples per batch of this process.
         rank, world: this process and their number, passed explicitly: neither the environment nor a process
-            group can be relied on inside of a loader worker (``facts/platform.md`` section 1).
+            group can be relied on inside of a loader worker (Lightning's own launcher sets no ``RANK``, and a worker
+            that does not know it reads every shard).
         workers: of the loader; 0 and 1 give the same order.
         seed: of order and augmentation.
         buffer: window of the shuffle, records per worker.
@@ -306,7 +307,7 @@ def loader_options(num_workers: int) -> dict[str, Any]:
     """How every loader of the package starts its workers."""
     options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": torch.cuda.is_available()}
     if num_workers:
-        # Decoding sound is reported to deadlock in forked workers (facts/platform.md section 1). What is
+        # Decoding sound is reported to deadlock in forked workers (open_clip starts its own so too). What is
         # imported before the fork server forks is not imported again by every worker of every loader.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["avloc.data.stream", "avloc.data.indexed"])

@@ -416,11 +416,11 @@ def first_scored(record: Record) -> int:
 def truth_maps(sample: Sample, frame: int, size: Grid = 224, views: Sequence[View] | None = None) -> Floats | None:
     """Ground-truth maps by the record's ``map_rule``, one per target, of what is seen.
 
-    Published evaluators multiply coordinates by the grid, truncate towards zero, and fill half-open
-    rectangles (``facts/datasets.md`` section 1). ``union``: 1 inside of any box of the target.
-    ``consensus2``: half the number of boxes, at most 1 (section 2.5; boxes are counted, not annotators).
-    ``sum``: the number of boxes, which exceeds 1 where they overlap (T-VSL and AVGN do not clip, section 2.16; for
-    published readings only). ``mask``: nearest resize, then ``> 0``.
+    Published evaluators multiply coordinates by the grid, truncate towards zero, and fill half-open rectangles (on
+    VGG-SS rounding instead gives maps whose mean IoU with these is 0.98). ``union``: 1 inside of any box of the target.
+    ``consensus2``: half the number of boxes, at most 1 (Flickr; boxes are counted, not annotators). ``sum``: the number
+    of boxes, which exceeds 1 where they overlap (T-VSL and AVGN do not clip; for published readings only). ``mask``:
+    nearest resize, then ``> 0``.
 
     Args:
         sample: record and bytes; the latter for ``mask`` only.

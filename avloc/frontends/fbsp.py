@@ -1,4 +1,4 @@
-"""AudioCLIP's learnable spectrogram of frequency B-spline wavelets (``facts/audioclip_wav2clip.md`` section 1.5)."""
+"""AudioCLIP's learnable spectrogram of frequency B-spline wavelets (AndreyGuzhov/AudioCLIP)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Kaldi's log-mel filter banks for whole batches on any device (``facts/acl_ssl.md`` section 2)."""
+"""Kaldi's log-mel filter banks for whole batches on any device, as BEATs hears them.
+
+Frames of 25 ms every 10 ms, nothing padded; the frame's mean removed, pre-emphasis 0.97, Hann window to the power 0.85,
+power of 512 points, 128 triangles that are linear in mel from 20 to 8000 Hz, logarithm.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""VGGish's log-mel examples for whole batches on any device (``facts/vggish_sam.md`` section 1)."""
+"""VGGish's log-mel examples for whole batches on any device (torchvggish, f3f9096).
+
+Frames of 400 samples every 160, nothing padded; periodic Hann window, magnitude of 512 points, 64 bands from 125 to
+7500 Hz, ``ln(mel + 0.01)``. An example is 96 frames; what does not fill one is dropped, so 15,600 samples (0.975 s) are
+the least that is heard.
+"""
 
 from __future__ import annotations
 

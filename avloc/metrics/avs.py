@@ -1,6 +1,6 @@
 """mIoU and F-score of AVSBench: per frame, and per batch or data set.
 
-Source: ``facts/metrics.md`` section 5. The official numbers depend on how many videos share a batch, so the
+Source: OpenNLPLab/AVSBench (f7414af). The official numbers depend on how many videos share a batch, so the
 per-frame values come first and everything else is a function of them.
 """
 

@@ -1,7 +1,8 @@
 """Consensus IoU of a map with ground-truth boxes, and the numbers that the tables make of it.
 
-Source: ``facts/metrics.md`` sections 1 and 2 (VGG-SS, Flickr-SoundNet; fixed, median and adaptive
-thresholds).
+Per sample: weights g of the truth, predicted pixels A, ``sum of g over A / (sum of all g + pixels of A where g is 0)``.
+False positives count 1, missed pixels of half weight one half, so for a graded truth it is not an intersection over
+union. The tables' "cIoU" is the share of samples at 0.5 or above, not the mean (VGG-SS, Flickr-SoundNet).
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Localisation with silent frames: average precision, maximal F1 and LocAcc over confidences (SLAVC, ACL).
 
-Source: ``facts/metrics.md`` section 4. A frame is a true positive at confidence c if it is visible, its confidence
-is at least c and its cIoU at least the level; every other frame at or above c is a false positive, every visible
-frame below c a false negative. So a misplaced frame leaves the recall's denominator, and the published curve is not
-the textbook's: `average_precision` and `max_f1` follow the publication, `exact_curve` the textbook.
+Source: the evaluators of SLAVC (stoneMo/SLAVC, 05b429c) and ACL-SSL (57f4a6c). A frame is a true positive at confidence
+c if it is visible, its confidence is at least c and its cIoU at least the level; every other frame at or above c is a
+false positive, every visible frame below c a false negative. So a misplaced frame leaves the recall's denominator, and
+the published curve is not the textbook's: `average_precision` and `max_f1` follow the publication, `exact_curve` the
+textbook.
 
 Everywhere ``ciou`` is ``[N]`` or ``[N, K]`` (K variants of the map, such as 19 thresholds), NaN being a miss,
 ``confidence`` is ``[N]``, and ``visible`` is bool ``[N]``, False for a pair labelled non-sounding.

@@ -1,8 +1,8 @@
 """Interactive localisation: a picture counts when every one of its sounds is found (IIoU, IAUC).
 
-Source: ``facts/metrics.md`` section 3. A group succeeds at level t when each member has cIoU >= t, that is when the
-smallest does: IIoU is ``success_rate(group_minima(ciou, group))`` and IAUC ``auc(...)`` of the same, for any map
-threshold.
+Source: SSLalignment's evaluator (kaistmm/SSLalignment, e7ae3c5), which groups samples by file name and counts groups of
+one too. A group succeeds at level t when each member has cIoU >= t, that is when the smallest does: IIoU is
+``success_rate(group_minima(ciou, group))`` and IAUC ``auc(...)`` of the same, for any map threshold.
 """
 
 from __future__ import annotations

@@ -1,7 +1,16 @@
 """What happens to a score map before it is thresholded: resizing, normalisation, mixing with an object map.
 
-The published evaluators differ in every one of these steps (``facts/metrics.md`` section 1, table
-"Binarisation differs by repository"); a protocol names its own.
+The published evaluators of boxes differ in every one of these steps; a protocol names its own:
+
+====================  =====================  =======================================  =======================
+evaluator             map                    to 224 pixels                            cut
+====================  =====================  =======================================  =======================
+ACL-SSL 57f4a6c       sigmoid, no min-max    bicubic, align_corners False             ``>=`` 0.05 .. 0.95
+EZ-VSL 95ff5bf        min-max                bilinear, align_corners True             ``>=`` its upper median
+SLAVC 05b429c         affine, or min-max     bicubic, align_corners True              ``>=`` 0.5, or by rank
+SSLalignment e7ae3c5  min-max                bilinear, align_corners True             ``>`` its upper median
+LVS 8fe8cbb           negated, min-max, 1-x  bilinear, half-pixel centres             ``>`` its upper median
+====================  =====================  =======================================  =======================
 """
 
 from __future__ import annotations

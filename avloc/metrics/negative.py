@@ -1,6 +1,6 @@
 """What a method predicts where nothing sounds: the share of the image (pIA) and its area under the curve.
 
-Source: ``facts/metrics.md`` section 8. The share is also AVSBench-Robust's "FPR", which asks for no ground truth.
+Source: xavijuanola/vssl_eval (e8ebbc9). The share is also AVSBench-Robust's "FPR", which asks for no ground truth.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The sets are small (some thousands), so the values themselves are the state: every sample owns one row of a
 tensor that starts at zero, the process that meets the sample writes it, and a sum joins the processes. Adding
 zeros changes no bit, so one process and twenty give identical rows, and every number of a protocol is a pure
-function of them (``facts/platform.md``, "Exact evaluation under DDP").
+function of them. (Samplers that fill up the last batch count samples twice: 21 clips as 22 on two processes.)
 """
 
 from __future__ import annotations

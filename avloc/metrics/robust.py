@@ -1,7 +1,7 @@
 """AVSBench-Robust: false-positive share of each frame, and the global scores of ACL-SSL's table 5.
 
-Source: ``facts/metrics.md`` section 8. Under negative sound, IoU and F are computed against the object that should
-now stay silent (``avloc.metrics.avs``), so lower is better there.
+Source: jiali-home/AVSBench-Robust (03e925d) and ACL-SSL's journal paper. Under negative sound, IoU and F are computed
+against the object that should now stay silent (``avloc.metrics.avs``), so lower is better there.
 """
 
 from __future__ import annotations

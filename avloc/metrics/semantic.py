@@ -1,7 +1,7 @@
 """AVSBench-Semantic: IoU and F of label maps, per frame and class (AVSS) or from the sums of a data set (CAVP).
 
-Source: ``facts/metrics.md`` section 7. `label_counts` gives three small tables of pixel counts per frame, of which
-everything else is a function.
+Source: OpenNLPLab/AVSBench (f7414af) and cyh-0/CAVP (96a6c34). `label_counts` gives three small tables of pixel counts
+per frame, of which everything else is a function.
 """
 
 from __future__ import annotations

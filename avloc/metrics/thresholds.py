@@ -123,7 +123,7 @@ def area_threshold(maps: Tensor, truth: Tensor) -> Tensor:
     """The adaptive threshold: the value at index HW - A, with A the area of the ground truth.
 
     A counts the pixels that are not 0, whatever their weight; an empty ground truth has A = HW // 2
-    (``facts/metrics.md`` section 2).
+    (SSLalignment's evaluator, e7ae3c5).
 
     Args:
         maps: ``[N, H, W]``.

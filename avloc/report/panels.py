@@ -101,7 +101,7 @@ class Panel:
 
 
 def overlap(heatmap: Tensor, truth: Tensor, threshold: float = THRESHOLD) -> float:
-    """cIoU of one sample: found truth over truth plus false area (``facts/metrics.md`` section 1).
+    """cIoU of one sample: found truth over truth plus false area (`avloc.metrics.ciou`).
 
     With a binary truth this is the IoU. Both empty counts as 1.
 

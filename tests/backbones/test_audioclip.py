@@ -64,7 +64,7 @@ def test_official_size_and_keys() -> None:
     with torch.device("meta"):
         official = AudioCLIP()
     state = {k: tuple(v.shape) for k, v in official.state_dict().items()}
-    assert sum(p.numel() for p in official.parameters()) == 134_111_910  # facts/audioclip_wav2clip.md section 1.1
+    assert sum(p.numel() for p in official.parameters()) == 134_111_910  # counted in the authors' own model
     assert len(state) == 861
     for key, shape in {  # section 1.2
         "logit_scale_at": (),
@@ -92,7 +92,7 @@ def test_official_size_and_keys() -> None:
 def test_tiles_of_the_official_tower() -> None:
     with torch.device("meta"):
         tower = AudioTower(AudioConfig(), 1024)
-    columns = {1: 3, 2: 5, 3: 8, 4: 10, 5: 13, 10: 25}  # facts/tvsl.md section 2
+    columns = {1: 3, 2: 5, 3: 8, 4: 10, 5: 13, 10: 25}  # seconds to columns, of the released code
     assert {s: tower.grid(44100 * s) for s in columns} == {s: (11, n) for s, n in columns.items()}
 
 
@@ -244,7 +244,7 @@ def test_official_file_loads_frozen(model: AudioCLIP, tmp_path: Path, monkeypatc
     assert not any(m.training for m in loaded.train().modules())
     assert loaded.file.sha256
     ids = loaded.tokenize(["dog barking"])
-    assert ids.tolist() == [[49406, 1929, 32676, 49407]]  # facts/audioclip_wav2clip.md section 1.4
+    assert ids.tolist() == [[49406, 1929, 32676, 49407]]
     torch.testing.assert_close(loaded.encode_text(ids), official.encode_text(ids))
     assert AudioCLIP.from_source(f"file:{tmp_path / 'official.pt'}", frozen=False).train().audio.bn1.training
     clip = {k: v for k, v in official.state_dict().items() if not k.startswith("audio.")}

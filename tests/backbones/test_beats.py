@@ -140,8 +140,8 @@ def test_a_clip_does_not_depend_on_its_batch(tower: BEATs, waveform: Tensor) -> 
 def test_official_size() -> None:
     with torch.device("meta"):
         tower = BEATs()
-    assert sum(p.numel() for p in tower.parameters()) == 90_311_792  # facts/acl_ssl.md section 1
-    assert len(tower.state_dict()) == 252 - 2  # section 3, without the classifier
+    assert sum(p.numel() for p in tower.parameters()) == 90_311_792  # counted in Microsoft's own model
+    assert len(tower.state_dict()) == 252 - 2  # the official file's keys without the classifier
     assert tower.feature_size == 2304
 
 

@@ -98,6 +98,6 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_clip_vocabulary() -> None:
-    # facts/acl_ssl.md section 5
+    # What transformers' CLIP tokenizer gives.
     assert clip_tokenizer().encode("a photo of") == [49406, 320, 1125, 539, 49407]
     assert clip_tokenizer().encode("A photo of") == [49406, 320, 1125, 539, 49407]

@@ -225,7 +225,7 @@ def test_text_tower_pools_the_end_of_text_and_padding_cannot_matter(model: Image
 def test_long_text_keeps_its_end(model: ImageBind) -> None:
     ids = model.tokenize(["a " * 20])
     assert ids.tolist() == [[5, 1, 1, 1, 1, 1, 1, 1, 6]]
-    assert clip_tokenizer().encode("dog barking") == [49406, 1929, 32676, 49407]  # facts sheet, 1.4
+    assert clip_tokenizer().encode("dog barking") == [49406, 1929, 32676, 49407]
     with pytest.raises(ValueError, match="without a tokenizer"):
         ImageBind(TINY).tokenize(["a"])
 

@@ -12,7 +12,7 @@ import soundfile
 from PIL import Image
 
 ANNOTATIONS = Path(__file__).parents[2] / ".." / "shared" / "annotations"
-needs_annotations = pytest.mark.skipif(not ANNOTATIONS.is_dir(), reason="shared/annotations is not here")
+needs_annotations = pytest.mark.skipif(not ANNOTATIONS.is_dir(), reason="the annotation files of the sets are not here")
 
 
 def write_picture(path: Path, value: int = 100, size: tuple[int, int] = (32, 24)) -> Path:

@@ -95,7 +95,7 @@ def test_noise_as_published(media: Path, tmp_path: Path) -> None:
     # Three of four samples are uniform in (-1, 1), every fourth about +-0.5. The spectrum is flat, so resampling from
     # 44.1 to 16 kHz keeps 16 / 44.1 of the power, less what the filter takes just below 8 kHz.
     power = 0.75 / 3 + 0.25 * 0.5**2
-    assert np.sqrt(power) == pytest.approx(0.56, abs=0.005)  # fact sheet section 2.14
+    assert np.sqrt(power) == pytest.approx(0.56, abs=0.005)  # loud: more than half of full scale
     assert wave.std() == pytest.approx(np.sqrt(power * 16 / 44.1), rel=0.04)
     assert "noise: float64_bytes_v1" in data.records[0].provenance.note
 

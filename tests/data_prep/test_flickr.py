@@ -12,7 +12,7 @@ from tests.data_prep.little import ANNOTATIONS, left_out, needs_annotations, not
 
 SPEC = InputSpec(image_size=16, seconds=1.0)
 People = list[list[tuple[int, ...]]]
-WORKED: People = [[(64, 32, 192, 224)], [(80, 48, 200, 240)], [(0, 0, 40, 40)]]  # fact sheet section 2.5
+WORKED: People = [[(64, 32, 192, 224)], [(80, 48, 200, 240)], [(0, 0, 40, 40)]]  # worked out by hand
 
 
 def write_xml(path: Path, people: People) -> None:

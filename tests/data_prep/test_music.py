@@ -37,7 +37,8 @@ def test_the_official_lists() -> None:
 
 
 def test_areas_in_both_readings() -> None:
-    # Fact sheet section 4, but for three values that it gives for unrounded boxes (0.1202, 0.0412, 0.0648).
+    # Counted from the annotation files by another script; unrounded boxes would give 0.1202, 0.0412 and 0.0648 for
+    # three.
     solo, duet = read_rows(official(SOLO), 1), read_rows(official(DUET), 2)
 
     def stats(rows: list[Row], source: int, as_published: bool) -> np.ndarray:

@@ -203,8 +203,8 @@ ROBUST_S4 = (S4[1] + S4[2]) / 2
 # of no class: 2 * 56² / (2 * 112² + 112² - 2 * 56²) = 1/5.
 V2 = (9 / 7 + 1 / 5) / 10
 BOTH = (14 / 7 + 1 / 5) / 15
-# Consensus of the three annotators of fact sheet 2.5: the first box holds C, the first two share columns 70..167 and
-# rows 42..195 of it, the rest of C weighs half: 98 * 112 + 14 * 112 / 2 of 18840.5.
+# Consensus of the three annotators of test_flickr's example: the first box holds C, the first two share columns 70..167
+# and rows 42..195 of it, the rest of C weighs half: 98 * 112 + 14 * 112 / 2 of 18840.5.
 WORKED = (98 * 112 + 14 * 112 / 2) / 18840.5
 
 

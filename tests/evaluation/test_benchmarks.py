@@ -10,7 +10,7 @@ from avloc.data.module import converter
 from avloc.evaluation.benchmarks import BENCHMARKS, benchmark
 from avloc.report import published
 
-# The sub-list that was never published (facts/datasets.md section 2.10).
+# The sub-list that was never published.
 WITHOUT = {"vggss_sub"}
 
 

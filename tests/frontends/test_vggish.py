@@ -11,7 +11,7 @@ from avloc.frontends.vggish import VGGishFrontEnd, complete
 
 
 def by_definition(waveform: np.ndarray) -> np.ndarray:
-    """Log-mel frames [frames, 64] one frame and one band at a time, from the table of the fact sheet."""
+    """Log-mel frames [frames, 64] one frame and one band at a time, from torchvggish's constants."""
 
     def mel(hz: float) -> float:
         return 1127 * math.log(1 + hz / 700)

@@ -106,7 +106,7 @@ class Case:
 
 
 def recipe(key: str, shape: list[int]) -> Tensor:
-    """Full-size weights from their name alone (``golden/README.md``)."""
+    """Full-size weights from their name alone (``cases/README.md``)."""
     generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
     x = torch.randn(shape, generator=generator)
     if len(shape) >= 2:

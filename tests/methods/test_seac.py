@@ -62,7 +62,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 # ---- losses
 
 
-def test_the_sheets_worked_example() -> None:
+def test_an_example_worked_by_hand() -> None:
     S = torch.tensor([[0.62, 0.15], [0.20, 0.48], [0.35, 0.30], [0.05, 0.71]], dtype=torch.float64, requires_grad=True)
     tau = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     terms = losses.msa_micl(S, torch.tensor([0, 1, 0, 1]), tau)

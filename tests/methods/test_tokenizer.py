@@ -8,7 +8,7 @@ from avloc.methods.acl.tokenizer import AudioTokenizer
 
 
 def slow_token(tokenizer: AudioTokenizer, features: Tensor, k: int) -> Tensor:
-    """Token k of one clip ``[N, D]`` from the sheet's equations, with the N x N matrix of cosines."""
+    """Token k of one clip ``[N, D]`` from the equations of factor-graph attention, with the N x N matrix of cosines."""
     w = dict(tokenizer.named_parameters())
 
     def conv(name: str, x: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def test_released_size_and_names() -> None:
     with torch.device("meta"):
         tokenizer = AudioTokenizer()
     shapes = {k: list(v.shape) for k, v in tokenizer.state_dict().items()}
-    assert sum(p.numel() for p in tokenizer.parameters()) == 7_279_363  # facts/acl_ssl.md section 1
+    assert sum(p.numel() for p in tokenizer.parameters()) == 7_279_363  # of the official ACL checkpoint
     assert len(shapes) == 13
     assert shapes["fc2.weight"] == [512, 2304]
     assert shapes["fga.un_models.0.embed.weight"] == shapes["fga.pp_models.0.embed_Y.weight"] == [512, 512, 1]

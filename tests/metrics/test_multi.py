@@ -125,7 +125,7 @@ def test_smooth_iou_by_hand() -> None:
 
 
 def published_order(maps: list[torch.Tensor], truth: torch.Tensor) -> tuple[list[float], list[float]]:
-    """NoPrior's matching of one sample, as the fact sheet tells it."""
+    """NoPrior's matching of one sample, sample by sample, greedily, as its script does."""
     left, values, aps = truth.clone(), [], []
     tiles = len(truth)
     for m in maps:

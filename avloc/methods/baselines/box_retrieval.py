@@ -1,6 +1,6 @@
 """Boxes of a detector, of which the one that looks most like the sound is the answer.
 
-Baselines of ACL-SSL's tables (``facts/acl_llm.md`` section 7): Wav2CLIP, AudioCLIP and ImageBind without training, on
+Baselines of ACL-SSL's journal paper: Wav2CLIP, AudioCLIP and ImageBind without training, on
 boxes of a GLIP-type detector.
 """
 

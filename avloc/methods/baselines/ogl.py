@@ -1,7 +1,7 @@
 """Object-guided localisation (OGL): any method's map mixed with where a picture's objects are, whatever sounds.
 
-Mo and Morgado, "Localizing Visual Sounds the Easy Way" (EZ-VSL, ECCV 2022) and SLAVC (NeurIPS 2022); read as in
-``facts/metrics.md`` section 1 ("OGL") and section 4. It is applied to what a method answers, so it works on every
+Mo and Morgado, "Localizing Visual Sounds the Easy Way" (EZ-VSL, ECCV 2022) and SLAVC (NeurIPS 2022); read as their code
+has it (stoneMo/EZ-VSL 95ff5bf, stoneMo/SLAVC 05b429c). It is applied to what a method answers, so it works on every
 method and needs no training: the evaluator reports it as a row of its own (`avloc.evaluation.evaluator`).
 """
 

@@ -1,6 +1,6 @@
 """CLIPSeg asked by words: the true class of what sounds, or the class that a sound is nearest to.
 
-Baselines of ACL-SSL's tables (``facts/acl_llm.md`` section 7), without training.
+Baselines of ACL-SSL's journal paper, without training.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class TextGrounder(ClassQuery):
         one map of each true source, of zeros where none sounds.
 
         The confidence is ACL-SSL's with the text in place of the sound: its cosine with CLIP's features under the mask
-        (``facts/metrics.md`` section 4); -1 for no source. (Not stated: these rows have no extended numbers.)
+        (`avloc.methods.acl`); -1 for no source. (Not stated: these rows have no extended numbers.)
 
         Raises:
             ValueError: a sample sounds and the oracle has no name for it; or no classes were given.

@@ -1,7 +1,7 @@
 """Mixtures by a model that was trained on single sounds: class names draw the masks, the sound chooses among them.
 
-The multi-source rows of ACL-SSL's journal extension (``facts/acl_llm.md`` section 6), which need class names and no
-training. SOUPLE is asked in the same way.
+The multi-source rows of ACL-SSL's journal paper (table 8), which need class names and no training. SOUPLE is asked in
+the same way.
 """
 
 from __future__ import annotations

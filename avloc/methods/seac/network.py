@@ -27,8 +27,8 @@ class Design:
         dropout: not stated.
         norm: LayerNorm before (``pre``) or after (``post``) the residual sums; not stated.
         final_norm: a LayerNorm behind the last layer, as pre-norm encoders have; not stated.
-        width: of the mask encoder; None for that of the features, which the paper's phi_m (d_m x d) asks for. The sheet
-            names 256 as a smaller variant.
+        width: of the mask encoder; None for that of the features, which the paper's phi_m (d_m x d) asks for; 256
+            is a smaller variant (choice).
         size: d, of the shared space. Paper: 128.
         pooling: over the seconds of a sound. The paper says ``attention`` but cites a work whose code takes the
             ``max``.
