@@ -181,12 +181,14 @@ class Localization:
         confidence: float32 ``[B, S]``: how sure the method is that source s sounds in the picture.
         label: int64 ``[B, S]`` class of each source, numbered like ``AVBatch.class_id``, or None.
         semantic: int64 ``[B, H, W]``, class of each pixel as in ``AVBatch.semantic``, or None.
+        said: float ``[B, D]``, what each sound says in the space of the method's phrases, or None.
     """
 
     heatmap: Tensor
     confidence: Tensor
     label: Tensor | None = None
     semantic: Tensor | None = None
+    said: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.heatmap.ndim != 4 or self.confidence.shape != self.heatmap.shape[:2]:

@@ -25,7 +25,7 @@ from avloc.report.predictions import Predictions
 from avloc.report.published import Reference
 from avloc.report.telemetry import Panels, Provenance, Throughput, default_loggers
 
-__all__ = ["ExperimentCLI", "instantiate", "model_settings"]
+__all__ = ["ExperimentCLI", "instantiate", "instantiate_method", "model_settings"]
 
 # Warnings about what is meant to be so: arguments are rewritten before parsing, frozen towers stay in eval mode.
 EXPECTED = (
@@ -148,6 +148,16 @@ def model_settings(config: Path) -> dict[str, Any]:
     parser.add_subclass_arguments(Localizer, "model", required=True)
     settings = parser.parse_object({"model": yaml.safe_load(config.read_text())["model"]})
     return settings.model.as_dict()
+
+
+def instantiate_method(config: Path) -> Localizer:
+    """The method of a YAML, without data and trainer; its other keys are left aside."""
+    parser = LightningArgumentParser(prog="avloc localize", allow_abbrev=False)
+    parser.add_subclass_arguments(Localizer, "model", required=True)
+    content = yaml.safe_load(config.read_text()) or {}
+    given = parser.parse_object({key: content[key] for key in ("model",) if key in content})
+    method: Localizer = parser.instantiate_classes(given).model
+    return method
 
 
 def instantiate(config: Path, overrides: list[str]) -> tuple[Localizer, AVDataModule]:

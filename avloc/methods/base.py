@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,10 @@ class Localizer(LightningModule):
     def localize(self, batch: AVBatch) -> Localization:
         """Where each sound of the batch comes from."""
         raise TypeError(f"{type(self).__name__} must define localize().")
+
+    def class_names(self) -> Mapping[int, str]:
+        """Names of the classes in ``Localization.label``; empty for a method that names no sources."""
+        return {}
 
     def training_step(self, batch: AVBatch, batch_idx: int) -> Tensor:
         # The noise of a step depends on its samples alone, so a resumed run draws what an unbroken one draws.

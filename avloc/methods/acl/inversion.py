@@ -50,7 +50,9 @@ class HearsInText(Protocol):
 
 
 @torch.no_grad()
-def heard_as(method: object, batch: AVBatch, phrases: Sequence[str], k: int = 3) -> list[Heard] | None:
+def heard_as(
+    method: object, batch: AVBatch, phrases: Sequence[str], k: int = 3, said: Tensor | None = None
+) -> list[Heard] | None:
     """What each sound of a batch is heard as; None for a method that cannot be read or without phrases.
 
     Args:
@@ -58,10 +60,11 @@ def heard_as(method: object, batch: AVBatch, phrases: Sequence[str], k: int = 3)
         batch: on the method's device.
         phrases: to choose from.
         k: how many to name.
+        said: ``[B, D]`` of ``embed_sound``, where `localize` gave it already (`Localization.said`).
     """
     if not isinstance(method, HearsInText) or not phrases or not k:
         return None
-    return nearest(method.embed_sound(batch), method.embed_phrases(phrases), phrases, k)
+    return nearest(method.embed_sound(batch) if said is None else said, method.embed_phrases(phrases), phrases, k)
 
 
 def nearest(sounds: Tensor, texts: Tensor, phrases: Sequence[str], k: int = 3) -> list[Heard]:

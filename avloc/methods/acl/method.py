@@ -175,7 +175,7 @@ class ACL(Localizer):
         context = None if batch.context is None else self.network.see(normalise(batch.context))
         A = self.network.answer(context or features, self.network.hear(batch.audio))
         heatmap, confidence = self.network.locate(features, A[:, None], self.heatmap_size)
-        return Localization(heatmap, confidence)
+        return Localization(heatmap, confidence, said=self.network.embedding(A[:, None])[:, 0])
 
 
 def below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

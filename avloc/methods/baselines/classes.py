@@ -73,6 +73,11 @@ class ClassQuery(Localizer):
             )
         return found
 
+    def class_names(self) -> dict[int, str]:
+        """See `Localizer.class_names`."""
+        found = self.given or self.of_set or self.otherwise
+        return dict(zip(found.numbers, found.names, strict=True)) if found else {}
+
     def embedded(self, tower: str, texts: Sequence[str], read: Callable[[list[str]], Tensor]) -> Tensor:
         """``[N, D]`` of texts by the ``read`` of a tower, once for the same texts."""
         key = (tower, *texts)

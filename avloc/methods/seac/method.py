@@ -269,6 +269,10 @@ class SeAC(Localizer):
 
     # ---- inference
 
+    def class_names(self) -> dict[int, str]:
+        """See `Localizer.class_names`."""
+        return dict(enumerate(self.names, self.first_class))
+
     def localize(self, batch: AVBatch) -> Localization:
         """One source a sample.
 

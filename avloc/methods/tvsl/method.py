@@ -314,6 +314,10 @@ class TVSL(Localizer):
 
     # ---- inference
 
+    def class_names(self) -> dict[int, str]:
+        """See `Localizer.class_names`."""
+        return dict(enumerate(self.names, self.first_class))
+
     def localize(self, batch: AVBatch) -> Localization:
         """One map per class that sounds, each min-max normalised; the confidence is the probability of the class.
 

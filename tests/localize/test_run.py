@@ -14,9 +14,15 @@ import torch
 from PIL import Image
 
 from avloc.data.media import MediaError
+from avloc.errors import UsageError
 from avloc.localize import run as localize
-from avloc.localize.run import heard, localize_still, localize_video, regions
+from avloc.localize.asking import Moment
+from avloc.localize.drawing import STILL, TILE, legend, tinted, with_heat
+from avloc.localize.reading import heard, probe, usual_window
+from avloc.localize.regions import Maps, Threshold, regions
+from avloc.localize.run import destinations, localize_still, localize_video
 from avloc.methods.base import Localizer
+from avloc.report.panels import overlay
 from avloc.types import AVBatch, InputSpec, Localization
 
 RATE = 44_100
@@ -92,6 +98,9 @@ def read_video(path: Path):
             source.streams.video[0].codec_context.name,
             source.streams.audio[0].codec_context.name,
         )
+
+
+CASES = Path(__file__).parents[3] / "shared" / "cases" / "media"
 
 
 def run(path, out, model=None, **options):
@@ -186,9 +195,9 @@ def test_heat_between_analysed_frames_is_interpolated(tmp_path):
     white, black = np.full((48, 64, 3), 255, np.uint8), np.zeros((48, 64, 3), np.uint8)
     times = np.arange(26) / 25
     clip = write_video(tmp_path / "clip.mp4", [white] * 25 + [black], times, tone(1.04))
-    shape = localize.probe(clip)
-    moments = iter(localize.Moment(t, torch.full((1, 2, 2), h), torch.ones(1)) for t, h in ((0.0, 1.0), (1.0, 0.0)))
-    heats = [float(heat.mean()) for _, _, heat, _ in localize.with_heat(shape, moments)]
+    shape = probe(clip)
+    moments = iter(Moment(t, torch.full((1, 2, 2), h), torch.ones(1)) for t, h in ((0.0, 1.0), (1.0, 0.0)))
+    heats = [float(heat.mean()) for _, _, heat, _ in with_heat(shape, moments)]
     assert heats == pytest.approx(np.clip(1 - times, 0, 1), abs=1e-3)
 
 
@@ -353,3 +362,152 @@ def test_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"No space left in .*out.*another folder"):
         run(clip, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_nothing_sounds_where_no_place_reaches_the_threshold_or_nothing_is_heard(tmp_path):
+    class Lukewarm(Known):
+        def localize(self, batch: AVBatch) -> Localization:
+            answer = super().localize(batch)
+            return Localization(0.6 * answer.heatmap, answer.confidence)
+
+    pixels, times = [picture()] * 8, np.arange(8) / 4
+    clip = write_video(tmp_path / "early.mp4", pixels, times, tone(0.8))
+    _, result = run(
+        clip, tmp_path / "out", Lukewarm(), window_s=0.2, threshold=Threshold(0.6, "universal, chosen on x")
+    )
+    assert (result["threshold"], result["threshold_from"]) == (0.6, "universal, chosen on x")
+    assert [bool(t["regions"]) for t in result["times"]] == [True, True, True, True, False, False, False, False]
+    assert {t["nothing_sounds"] for t in result["times"][4:]} == {"its sound is silent"}
+    assert not any("nothing_sounds" in t for t in result["times"][:4])
+    frames, *_ = read_video(tmp_path / "out" / "overlay.mp4")
+    assert frames[6][1][16:22, 20:28].min() > 230, "what is not heard is not drawn either"
+    assert frames[1][1][16:22, 20:28, 2].max() < 200
+    _, result = run(clip, tmp_path / "cold", Lukewarm(), fps=1, threshold=0.61)
+    assert not any(t["regions"] for t in result["times"])
+    assert result["times"][0]["nothing_sounds"] == "no region of the map reaches 0.61"
+    assert result["threshold_from"] == "as asked"
+
+
+def test_the_usual_window_tells_moments_apart():
+    seconds = {duration: usual_window(replace(SPEC, seconds=10.0), duration) for duration in (0.5, 4, 10, 30, 600)}
+    assert seconds == {0.5: 1.0, 4: 1.0, 10: 2.0, 30: 6.0, 600: 10.0}
+    assert usual_window(replace(SPEC, seconds=0.5), 100.0) == 0.5
+
+
+class Named(Known):
+    """Two sources: what is white, which is a dog, and nothing, which fills up."""
+
+    def class_names(self):
+        return {4: "dog", 5: "cat"}
+
+    def localize(self, batch: AVBatch) -> Localization:
+        heat = super().localize(batch).heatmap
+        label = torch.tensor([[4, -1]]).expand(len(batch), 2)
+        return Localization(torch.cat([heat, 0 * heat], 1), torch.full(label.shape, 0.5), label)
+
+
+def test_class_names_and_saved_maps(tmp_path):
+    _, result = run(steady(tmp_path / "clip.mp4", 1.0), tmp_path / "out", Named(), fps=2, batch_size=1, maps="npz")
+    for entry in result["times"]:
+        assert entry["classes"] == ["dog", ""]
+        assert [(r["source"], r["class"]) for r in entry["regions"]] == [(0, "dog")]
+    with np.load(tmp_path / "out" / "maps.npz") as saved:
+        assert saved["time"] == pytest.approx([t["time"] for t in result["times"]])
+        assert (saved["heatmap"].shape, saved["heatmap"].dtype) == ((2, 2, 32, 32), np.float16)
+        assert saved["heatmap"][:, 0].mean() == pytest.approx(1 / 16, abs=0.02)
+        assert not saved["heatmap"][:, 1].any()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "maps.npz",
+        "overlay.mp4",
+        "regions.json",
+        "strip.png",
+    ]
+
+
+def test_saved_maps_of_varying_sources_are_filled_up(tmp_path):
+    maps = Maps(tmp_path)
+    maps.add(Moment(0.0, torch.ones(1, 2, 3), torch.ones(1)))
+    maps.add(Moment(0.5, torch.stack([torch.full((2, 3), 0.25), torch.full((2, 3), 0.5)]), torch.ones(2)))
+    maps.add(Moment(1.0, torch.full((1, 4, 6), 0.75), torch.ones(1)))
+    with np.load(maps.close()) as saved:
+        assert saved["heatmap"][:, :, 0, 0].tolist() == [[1.0, 0.0], [0.25, 0.5], [0.75, 0.0]]
+        assert saved["heatmap"].shape == (3, 2, 2, 3)
+
+
+def test_overlay_loads_while_it_plays_and_says_its_colours(tmp_path):
+    run(steady(tmp_path / "clip.mp4", 0.4), tmp_path / "out")
+    content = (tmp_path / "out" / "overlay.mp4").read_bytes()
+    assert 0 < content.find(b"moov") < content.find(b"mdat")
+    with av.open(str(tmp_path / "out" / "overlay.mp4")) as source:
+        frame = next(source.decode(video=0))
+        assert (frame.colorspace, frame.color_range) == (1, 1), "BT.709, limited range"
+
+
+@pytest.mark.parametrize("size", [(1600, 8), (8, 1600)])
+def test_strip_is_bounded_whatever_the_picture(tmp_path, size):
+    pixels = np.full((size[1], size[0], 3), 255, np.uint8)
+    run(steady(tmp_path / "clip.mp4", 0.2, pixels), tmp_path / "out", fps=5)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    soundfile.write(tmp_path / "a.wav", tone(1.0), RATE)
+    localize_still(Known(), tmp_path / "a.png", tmp_path / "a.wav", tmp_path / "still")
+    for folder, (width, height) in ((tmp_path / "out", TILE), (tmp_path / "still", (3 * STILL[0] + 8, STILL[1]))):
+        strip = Image.open(folder / "strip.png")
+        assert strip.width <= width
+        assert strip.height <= height + 300
+
+
+def test_legend_shows_the_threshold(tmp_path):
+    drawn = legend(600, Threshold(0.25))
+    assert drawn.shape[1] == 600
+    bar = drawn[10, 17 : 17 + 160].astype(int)
+    assert bar[0, 2] > bar[0, 0], "cold on the left"
+    assert bar[-1, 0] > bar[-1, 2], "hot on the right"
+    assert np.argwhere((drawn[4, 17 : 17 + 160] == 0).all(-1)).mean() == pytest.approx(0.25 * 160, abs=2)
+
+
+def test_tinted_frames_are_those_of_the_overlay():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(256, size=(48, 64, 3), dtype=np.uint8)
+    heat = torch.from_numpy(rng.random((12, 16), dtype=np.float32))
+    exact = overlay(pixels.transpose(2, 0, 1), heat, alpha=0.7).astype(int)
+    assert np.abs(tinted(pixels, heat, 0.7) - exact).max() <= 4
+    assert np.abs(tinted(pixels, heat, 0.7) - exact).mean() < 1.5
+    assert (np.abs(tinted(pixels, torch.zeros(2, 2)).astype(int) - pixels) <= 1).all()
+
+
+def test_samples_that_are_no_numbers_are_refused_by_name(tmp_path):
+    sound = tone(1.0)
+    sound[5000] = np.nan
+    soundfile.write(tmp_path / "nan.wav", sound, RATE, subtype="FLOAT")
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    with pytest.raises(MediaError, match=r"nan\.wav.*NaN or infinite"):
+        localize_still(Known(), tmp_path / "a.png", tmp_path / "nan.wav", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the cases are not here")
+def test_wmv_and_a_song_with_a_cover(tmp_path):
+    _, result = run(CASES / "clip.wmv", tmp_path / "out", fps=1)
+    assert result["times"]
+    assert len(read_video(tmp_path / "out" / "overlay.mp4")[0]) > 10
+    with pytest.raises(MediaError, match=r"songCover00_000010\.m4a holds no moving pictures.*use --image"):
+        run(CASES / "stream_choice" / "songCover00_000010.m4a", tmp_path / "song")
+
+
+def test_a_method_of_several_pictures_is_refused_before_any_work(tmp_path):
+    class Several(Known):
+        input_spec = replace(SPEC, frames=5)
+
+    with pytest.raises(UsageError, match="wants 5 frames"):
+        run(tmp_path / "none.mp4", tmp_path / "out", Several())
+
+
+def test_folder_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UsageError, match=r"out cannot be written to.*-o"):
+        run(steady(tmp_path / "clip.mp4", 0.2), tmp_path / "out")
+
+
+def test_every_clip_has_a_folder_of_its_own():
+    clips = [Path("a/-x.mp4"), Path("a/-x.mkv"), Path("b/-x.mp4"), Path("y.mp4")]
+    assert destinations(clips, Path("o")) == [Path("o/-x.mp4"), Path("o/-x.mkv"), Path("o/-x.mp4-2"), Path("o/y")]
