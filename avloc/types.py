@@ -44,14 +44,18 @@ class InputSpec:
         channels: how stereo becomes mono. ``left_then_right`` lays the channels end to end, which is how
             ACL-SSL's released loader reads AVSBench.
         frames: pictures per sample; 1 makes every annotated frame a sample of its own.
+        clip: frames of a video that a batch holds together, each as a row of its own with its picture, sound and truth,
+            in their order and whether they are annotated or not (`AVBatch.clip`, `AVBatch.annotated`). 1 leaves rows
+            independent of each other.
+        short_clips: let a video of fewer frames be a shorter clip; False makes it a broken one.
         duet: how several pictures of one sample, each made square, are laid side by side: ``squash`` fits the row
             into the square, ``wide`` keeps it, ``[3, H, n H]`` (T-VSL). Ground truth is ``[S, G, n G]`` in both.
         picture: False where training does without pixels as soon as there are stored features (``AVBatch.stored``):
             ``AVBatch.image`` is then ``[B, 3, 0, 0]``. Evaluation always shows them.
 
     Raises:
-        ValueError: ``pad`` with ``train_scale`` (nothing is cut out of a padded picture), or ``frame`` with
-            ``left_then_right`` (channels that lie end to end have no time).
+        ValueError: ``pad`` with ``train_scale`` (nothing is cut out of a padded picture), ``frame`` with
+            ``left_then_right`` (channels that lie end to end have no time), or ``clip`` below 1 or with ``frames``.
     """
 
     image_size: int = 352
@@ -65,6 +69,8 @@ class InputSpec:
     pad: Literal["zeros", "tile"] = "zeros"
     channels: Literal["mean", "first", "left_then_right"] = "mean"
     frames: int = 1
+    clip: int = 1
+    short_clips: bool = False
     duet: Literal["squash", "wide"] = "squash"
     picture: bool = True
 
@@ -78,6 +84,11 @@ class InputSpec:
             raise ValueError(
                 "InputSpec: window frame cuts the sound by time, and channels left_then_right lays one channel after "
                 "the other. Use channels mean or first."
+            )
+        if self.clip < 1 or (self.clip > 1 and self.frames > 1):
+            raise ValueError(
+                f"InputSpec: clip {self.clip} and frames {self.frames}: the frames of a video are rows of the batch "
+                "(clip) or pictures of one row (frames), at least 1 of either and not both."
             )
 
     @property
@@ -108,6 +119,10 @@ class AVBatch:
         group: interactive group of each sample, "" for none.
         group_size: number of samples of its group, 1 for none.
         video: video of each sample, "" when unknown (AVSBench averages over batches of videos).
+        clip: int64 ``[B]``, equal for the rows that are frames of one video under one sound, which are all in the
+            batch; None unless ``InputSpec.clip`` is above 1.
+        annotated: bool ``[B]``, False for a frame that is seen but has no truth (``truth`` is 0 there, ``semantic``
+            255); None unless ``InputSpec.clip`` is above 1.
         caption: one caption per sample, "" for none.
         phrase: a few words that name what sounds in each sample, written by machines, "" for none; empty unless
             ``data.phrases`` asks for them in training (`avloc.data.phrases`).
@@ -135,6 +150,8 @@ class AVBatch:
     caption: list[str] = field(default_factory=list)
     phrase: list[str] = field(default_factory=list)
     size: Tensor | None = None
+    clip: Tensor | None = None
+    annotated: Tensor | None = None
     context: Tensor | None = None
     stored: dict[str, Tensor] = field(default_factory=dict)
 

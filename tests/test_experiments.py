@@ -340,7 +340,8 @@ def tiny_options(name: str, small: tuple[Path, dict[str, dict[str, Any]]]) -> li
         tiny = {k: v for k, v in tiny.items() if ":" not in str(v) or given.get(k)}
     if content(name)["model"]["init_args"].get("tune_v") == 9:  # of 12 blocks
         tiny = tiny | {"tune_v": 2}  # of 4
-    args = [f"--data.root={small[0]}", "--data.num_workers=0", "--data.batch_size=4", "--data.eval_batch_size=4"]
+    batch = max(4, 2 * content(name)["model"]["init_args"].get("frames", 1))  # two clips of a method that takes any
+    args = [f"--data.root={small[0]}", "--data.num_workers=0", f"--data.batch_size={batch}", "--data.eval_batch_size=4"]
     return [*args, *(f"--model.init_args.{k}={list(v) if isinstance(v, tuple) else v}" for k, v in tiny.items())]
 
 

@@ -18,10 +18,20 @@ from avloc.data.labels import LABEL_SPACES
 from avloc.data.schema import Record, Sample, SampleError
 from avloc.data.shards import ShardError, check_member, read_index, remote
 from avloc.data.stored import FeatureStore
-from avloc.data.transforms import Floats, Grid, Item, grid_of, make_item, make_sound, make_truth, sample_rng
+from avloc.data.transforms import (
+    Floats,
+    Grid,
+    Item,
+    clip_frames,
+    grid_of,
+    make_item,
+    make_sound,
+    make_truth,
+    sample_rng,
+)
 from avloc.types import InputSpec
 
-__all__ = ["ANOTHER_CONTEXT", "ROWS", "Context", "EvalSet", "Sound", "StridedSampler"]
+__all__ = ["ANOTHER_CONTEXT", "ROWS", "Clips", "Context", "EvalSet", "Sound", "StridedSampler"]
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +45,8 @@ IGNORE = 255  # of semantic maps: not to be scored
 
 class EvalSet(Dataset[Item]):
     """The scored units of a set, map-style: with ``spec.frames`` 1, every annotated frame of every record, under the
-    record's own sound and under each of its conditions. A duet is one unit.
+    record's own sound and under each of its conditions. A duet is one unit. A method that takes clips
+    (``InputSpec.clip``) needs all units of a clip in one batch: `Clips`.
 
     Tar headers and every ``meta.json`` are read once, here; media when a unit is asked for. Collate its items
     with `avloc.data.transforms.collate`.
@@ -64,8 +75,8 @@ class EvalSet(Dataset[Item]):
 
     Raises:
         ShardError: the index or a shard is unreadable or damaged, a key occurs twice, there is no record or none
-            with the tags, too few records to shuffle, only some units have a semantic map, or rows of different
-            numbers of pictures.
+            with the tags, too few records to shuffle, only some units have a semantic map, rows of different
+            numbers of pictures, or a video without some frame or truth of its clip.
         SampleError: a ``meta.json`` is invalid.
     """
 
@@ -121,6 +132,14 @@ class EvalSet(Dataset[Item]):
         return len(self.units)
 
     @property
+    def clips(self) -> list[list[int]]:
+        """The units of each clip in the order of its frames: those of one record under one sound."""
+        found: dict[tuple[int, str], list[int]] = {}
+        for i, (record, _, condition) in enumerate(self.units):
+            found.setdefault((record, condition), []).append(i)
+        return list(found.values())
+
+    @property
     def count(self) -> int:
         """Units that an evaluation must have counted at its end."""
         return len(self.units)
@@ -167,6 +186,9 @@ class EvalSet(Dataset[Item]):
         except SampleError as e:
             item = self._blank(i, e)
         item.key = self.key(i)
+        if self.spec.clip > 1:
+            # What could not be read is nobody's neighbour.
+            item.clip = item.key if item.index < 0 else f"{self.records[record].key}@{condition}"
         return item
 
     def mean_truth(self, rank: int = 0, world: int = 1) -> tuple[Tensor, int]:
@@ -236,6 +258,8 @@ class EvalSet(Dataset[Item]):
         return None
 
     def _scored(self, record: int) -> list[int]:
+        if self.spec.clip > 1:
+            return self._clip(self.records[record])
         if self.records[record].tiles > 1:
             if self.spec.frames > 1:
                 raise ShardError(
@@ -253,6 +277,19 @@ class EvalSet(Dataset[Item]):
             raise ShardError(
                 f"{self.name}: {self.records[record].key} has {len(frames)} scored frames, the method takes "
                 f"{self.spec.frames} at once; such a set is scored frame by frame, with InputSpec.frames 1."
+            )
+        return frames
+
+    def _clip(self, record: Record) -> list[int]:
+        try:
+            frames = clip_frames(record, self.spec)
+        except SampleError as e:
+            raise ShardError(f"{self.name}: {e}") from e
+        if len(frames) > 1 and record.scored != frames:
+            raise ShardError(
+                f"{self.name}: of the {len(frames)} frames of {record.key}, only {len(record.scored)} are annotated, "
+                "and clips are scored as a whole. Get the missing truth and write the set again, or set the method's "
+                "frames to 1."
             )
         return frames
 
@@ -345,6 +382,23 @@ class EvalSet(Dataset[Item]):
             negative=condition,
             stored=self.store.blank() if self.store else {},
         )
+
+
+class Clips(Dataset[list[Item]]):
+    """The units of a set, those of a clip together: map-style, ``data.clips[i]`` at place i.
+
+    Args:
+        data: of a method that takes clips.
+    """
+
+    def __init__(self, data: EvalSet) -> None:
+        self.data, self.places = data, data.clips
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, i: int) -> list[Item]:
+        return [self.data[unit] for unit in self.places[i]]
 
 
 class StridedSampler(DistributedSampler[int]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,13 +13,13 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
-from avloc.data.indexed import Context, EvalSet, Sound, StridedSampler
+from avloc.data.indexed import Clips, Context, EvalSet, Sound, StridedSampler
 from avloc.data.phrases import read_phrases
 from avloc.data.shards import Index, ShardError, read_index, remote
 from avloc.data.stored import FeatureStore, StoreError, open_features, others, store_name, stored_folder
 from avloc.data.stream import Frames, ResumableLoader, TrainStream, loader_options
-from avloc.data.transforms import collate
-from avloc.types import InputSpec
+from avloc.data.transforms import Item, collate
+from avloc.types import AVBatch, InputSpec
 
 __all__ = ["AVDataModule"]
 
@@ -63,8 +64,9 @@ class AVDataModule(LightningDataModule):
             them.
         root: folder of the sets; ``$AVLOC_DATA``, else ``./data``.
         batch_size: training samples of a step over all processes, whose number must divide it: the same YAML
-            means the same step on one GPU and on two.
-        eval_batch_size: evaluation samples per process.
+            means the same step on one GPU and on two. Frames are counted where the method takes clips, and each
+            process sees whole ones: it must be a multiple of both numbers' product.
+        eval_batch_size: evaluation samples per process; of whole clips as many as fit, at least one.
         num_workers: loader processes per process.
         seed: of the sound controls and, with the run's own added (``seed_everything``), of order and augmentation: runs
             with different seeds see training in another order, and are tested alike.
@@ -79,7 +81,8 @@ class AVDataModule(LightningDataModule):
         truth_size: grid of ground truth, in training and evaluation: a side, 224 in every published evaluator, or
             ``[height, width]`` for maps at a native size.
         frames: of a training record with several annotated frames, see a ``random`` one per epoch, or ``all``, each
-            as a sample of its own (AVSBench).
+            as a sample of its own (AVSBench). A method that takes clips sees all frames of each record, whichever is
+            said.
         train_fraction: train on this part of the set, the same in every epoch and run.
         stored: feed features that were stored beside the shards (`avloc.data.store`). The training set must have
             them; evaluation sets without any are computed. Stale ones are an error.
@@ -195,13 +198,18 @@ class AVDataModule(LightningDataModule):
         """Training samples of a step on each process.
 
         Raises:
-            ShardError: the processes do not divide the batch.
+            ShardError: the processes do not divide the batch, or not into whole clips.
         """
         world = self.trainer.world_size if self.trainer else 1
         if self.batch_size % world:
             raise ShardError(
                 f"data.batch_size {self.batch_size} counts the samples of all {world} processes and is not "
                 f"divisible by them. Use a multiple of {world}."
+            )
+        if self.batch_size // world % self.spec.clip:
+            raise ShardError(
+                f"data.batch_size {self.batch_size} counts frames, and the method takes clips of {self.spec.clip} on "
+                f"each of {world} processes. Use a multiple of {self.spec.clip * world}."
             )
         return self.batch_size // world
 
@@ -324,18 +332,25 @@ class AVDataModule(LightningDataModule):
         return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.processed
 
     def _eval_loader(self, dataset: EvalSet) -> DataLoader:
+        clip = dataset.spec.clip
+        read: EvalSet | Clips = dataset if clip == 1 else Clips(dataset)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         try:
-            sampler = StridedSampler(rank, len(dataset), world)
+            sampler = StridedSampler(rank, len(read), world)
         except ValueError as e:
             raise ShardError(f"{dataset.name}: {e}") from e
         return DataLoader(
-            dataset,
-            batch_size=self.eval_batch_size,
+            read,
+            batch_size=max(1, self.eval_batch_size // clip),
             sampler=sampler,
-            collate_fn=collate,
+            collate_fn=collate if clip == 1 else collate_clips,
             **loader_options(self.num_workers),
         )
+
+
+def collate_clips(clips: Sequence[Sequence[Item]]) -> AVBatch:
+    """A batch of whole clips, the rows of each side by side."""
+    return collate([item for clip in clips for item in clip])
 
 
 def is_index(name: str) -> bool:

@@ -23,7 +23,7 @@ from avloc.data.plan import EpochPlan, WorkerShare
 from avloc.data.schema import Record, Sample, SampleError, SchemaError
 from avloc.data.shards import Index, ShardError, read_shard
 from avloc.data.stored import FeatureStore
-from avloc.data.transforms import Grid, Item, collate, first_scored, make_item, sample_rng
+from avloc.data.transforms import Grid, Item, clip_frames, collate, first_scored, grid_of, make_item, sample_rng
 from avloc.types import AVBatch, InputSpec
 
 __all__ = ["Frames", "ResumableLoader", "TrainStream", "loader_options"]
@@ -32,18 +32,20 @@ log = logging.getLogger(__name__)
 Raw = dict[str, bytes]
 Unit = tuple[Raw, int | None]  # a record and one of its frames, or None where the frame is still to be chosen
 Frames = Literal["random", "all"]
+IGNORE = 255  # of semantic maps: not to be scored
 
 
 class TrainStream(IterableDataset[AVBatch]):
     """Ready-collated training batches; give it to a ``DataLoader(batch_size=None)``.
 
     Pictures are cropped and flipped at random, and so are the maps where there are any, by the same draw. A sample
-    is called by the frame that is seen of it where its record has several annotated ones: `Record.unit`.
+    is called by the frame that is seen of it where its record has several annotated ones: `Record.unit`. A method that
+    takes clips (``InputSpec.clip``) gets all frames of a record side by side, cropped and flipped alike.
 
     Args:
         index: of the set.
         spec: what the method wants.
-        batch: samples per batch of this process.
+        batch: samples per batch of this process; of whole clips, a multiple of ``InputSpec.clip``.
         rank, world: this process and their number, passed explicitly: neither the environment nor a process
             group can be relied on inside of a loader worker (Lightning's own launcher sets no ``RANK``, and a worker
             that does not know it reads every shard).
@@ -53,7 +55,7 @@ class TrainStream(IterableDataset[AVBatch]):
         truth_size: side G of the ground-truth and semantic maps for supervised training, or their height and width;
             None for no maps. A record without any is a broken one.
         frames: ``random``: each record is seen once per epoch, of several annotated frames a random one. ``all``: each
-            annotated frame is a sample of its own, and a record without any is none.
+            annotated frame is a sample of its own, and a record without any is none. Clips have all of them anyway.
         store: features of all samples, which go into ``AVBatch.stored``; None for none.
         fraction: train on the first part of every shard only; shards are written in random order, so it is a random
             part of the set, the same in every epoch and run.
@@ -61,7 +63,8 @@ class TrainStream(IterableDataset[AVBatch]):
 
     Raises:
         ShardError: the set does not fill one batch per process; or all frames are wanted of an index that does not
-            tell how many there are, or by a method that takes several at once.
+            tell how many there are, or by a method that takes several at once; or clips are to be fed stored features,
+            or are not what a batch consists of.
     """
 
     def __init__(
@@ -81,13 +84,20 @@ class TrainStream(IterableDataset[AVBatch]):
         phrases: Phrases | None = None,
     ) -> None:
         self.index, self.spec, self.rank, self.seed, self.truth_size = index, spec, rank, seed, truth_size
-        self.frames, self.store, self.phrases = frames, store, phrases
-        counts = tuple(s.count for s in index.shards) if frames == "random" else self._units_of_shards()
+        # A clip has the frames of a whole record, which is the unit then.
+        self.frames: Frames = "random" if spec.clip > 1 else frames
+        self.store, self.phrases = store, phrases
+        if spec.clip > 1 and (store or batch % spec.clip):
+            raise ShardError(
+                f"{index.dataset}-{index.split}: the method takes clips of {spec.clip} frames, each of which needs its "
+                f"picture: data.stored must be false, and the {batch} samples of a step a multiple of {spec.clip}."
+            )
+        counts = tuple(s.count for s in index.shards) if self.frames == "random" else self._units_of_shards()
         if not 0 < fraction <= 1:
             raise ShardError(f"data.train_fraction {fraction:g} must lie above 0 and not above 1.")
         self.counts = tuple(math.ceil(round(fraction * n, 9)) for n in counts)
         try:
-            self.plan = EpochPlan(self.counts, batch, world, max(1, workers), seed, buffer)
+            self.plan = EpochPlan(self.counts, batch // spec.clip, world, max(1, workers), seed, buffer)
         except ValueError as e:
             raise ShardError(f"{index.dataset}-{index.split}: {e}") from e
         self.place = torch.zeros(2, dtype=torch.int64).share_memory_()
@@ -119,7 +129,8 @@ class TrainStream(IterableDataset[AVBatch]):
         worker, skip = self.plan.worker_at(batch, number)
         share = self.plan.share(epoch, self.rank, worker)
         for rows, window in self._windows(share, skip):
-            yield collate(self._batch(rows, window, share, epoch, number))
+            clips = self._batch(rows, window, share, epoch, number)
+            yield collate([item for clip in clips for item in clip])
 
     def _windows(self, share: WorkerShare, skip: int) -> Iterator[tuple[list[int], dict[int, Unit]]]:
         """Batches as places, and raw samples by place; reads no further than the next batch needs."""
@@ -190,8 +201,9 @@ class TrainStream(IterableDataset[AVBatch]):
 
     def _batch(
         self, rows: list[int], window: dict[int, Unit], share: WorkerShare, epoch: int, worker: int
-    ) -> list[Item]:
-        """The decoded rows; a broken one gives way to a spare that is not in the batch yet."""
+    ) -> list[list[Item]]:
+        """The decoded samples, each of one row or of those of a clip; a broken one gives way to a spare that is not in
+        the batch yet."""
         items = [self._decode(window[place], epoch, worker) for place in rows]
         if all(items):
             return [i for i in items if i]
@@ -201,12 +213,12 @@ class TrainStream(IterableDataset[AVBatch]):
                 f"All {len(rows)} samples of a training batch of {self.index.dataset} are broken "
                 "(the log names them). Write the set again, or check that sample rate and method agree."
             )
-        keys = {i.key for i in good}
-        spares = (s for s in self._spares(share, rows[0], epoch, worker) if s.key not in keys)
+        keys = {i[0].key for i in good}
+        spares = (s for s in self._spares(share, rows[0], epoch, worker) if s[0].key not in keys)
         # When no spare is good, a neighbour is seen twice: batches stay full, so no rank waits for another.
         return [item or next(spares, good[n % len(good)]) for n, item in enumerate(items)]
 
-    def _spares(self, share: WorkerShare, first: int, epoch: int, worker: int) -> Iterator[Item]:
+    def _spares(self, share: WorkerShare, first: int, epoch: int, worker: int) -> Iterator[list[Item]]:
         """Good spares, beginning at one that depends on the batch alone, so that a resumed run takes the
         same."""
         n = len(share.spares)
@@ -216,13 +228,15 @@ class TrainStream(IterableDataset[AVBatch]):
                 if item := self._decode(unit, epoch, worker):
                     yield item
 
-    def _decode(self, unit: Unit, epoch: int, worker: int) -> Item | None:
+    def _decode(self, unit: Unit, epoch: int, worker: int) -> list[Item] | None:
         raw, frame = unit
         key = str(raw["__key__"])
         try:
             if "meta.json" not in raw:
                 raise SchemaError(f"{key}: member meta.json is missing. Write its shard again.")
             record = Record.from_json(raw["meta.json"])
+            if self.spec.clip > 1:
+                return self._clip(Sample(record, raw), epoch)
             rng = sample_rng(self.seed, epoch, key if frame is None else record.unit(frame))
             frame = self._frame(record, frame, rng)
             name = record.unit(frame) if self.spec.frames == 1 else record.key
@@ -231,13 +245,40 @@ class TrainStream(IterableDataset[AVBatch]):
             item = make_item(Sample(record, raw), self.spec, frame, rng, self.truth_size, picture=picture)
             item.key, item.stored = name, stored
             item.phrase = self.phrases.of(record) if self.phrases else None
-            return item
+            return [item]
         except SampleError as e:
             if key not in self.named:
                 self.named.add(key)
                 log.warning("Replaced a broken training sample: %s (shard record %s)", e, key)
             self.broken_by_worker[worker] += 1
             return None
+
+    def _clip(self, sample: Sample, epoch: int) -> list[Item]:
+        """The rows of a record's clip.
+
+        Raises:
+            SampleError: it has not the frames of a clip, or no truth in supervised training, or is broken.
+        """
+        record, items = sample.record, []
+        frames = clip_frames(record, self.spec)
+        if self.truth_size is not None:
+            self._frame(record, first_scored(record), sample_rng(self.seed, epoch, record.key))
+        for frame in frames:
+            # The same draw for every frame: a clip is cropped and flipped as one.
+            rng = sample_rng(self.seed, epoch, record.key)
+            item = make_item(sample, self.spec, frame, rng, self.truth_size)
+            item.key, item.clip, item.annotated = f"{record.key}.f{frame}", record.key, record.frames[frame].annotated
+            item.phrase = self.phrases.of(record) if self.phrases else None
+            items.append(item)
+        if any(item.semantic is not None for item in items):
+            assert self.truth_size is not None
+            unknown = np.full(grid_of(self.truth_size), IGNORE, np.int64)
+            for item in items:
+                item.semantic = unknown if item.semantic is None or not item.annotated else item.semantic
+        if not all(item.annotated for item in items):
+            for item in items:
+                item.truth = item.truth if item.annotated or item.truth is None else np.zeros_like(item.truth)
+        return items
 
     def _frame(self, record: Record, frame: int | None, rng: np.random.Generator) -> int:
         """The frame that is trained on: ``frame`` where that is chosen already.

@@ -29,6 +29,7 @@ __all__ = [
     "Grid",
     "Item",
     "View",
+    "clip_frames",
     "collate",
     "decode_audio",
     "decode_image",
@@ -91,6 +92,8 @@ class Item:
         semantic: int64 ``[G, G']``, ``[G, n G']`` for a duet, or None.
         class_id, label: of each target.
         sounding, negative, group, group_size, video, caption: as in `AVBatch`.
+        clip: name of the clip that the frame is of, "" for none.
+        annotated: as in `AVBatch`.
         phrase: as in `AVBatch`; None where phrases were not asked for.
         context: picture as in `AVBatch`, or None.
         stored: features that were stored beside the shards, by name.
@@ -110,6 +113,8 @@ class Item:
     group_size: int = 1
     video: str = ""
     caption: str = ""
+    clip: str = ""
+    annotated: bool = True
     phrase: str | None = None
     size: tuple[int, int] | None = None
     context: NDArray[np.uint8] | None = None
@@ -401,6 +406,33 @@ def frames_seen(sample: Sample, spec: InputSpec, scored: int) -> list[int]:
     return [min(i, len(record.frames) - 1) for i in ([scored] if spec.frames == 1 else range(spec.frames))]
 
 
+def clip_frames(record: Record, spec: InputSpec) -> list[int]:
+    """Places in ``record.frames`` of the rows of its clip: all of them, in order.
+
+    Raises:
+        SampleError: a row of pictures, no frame, more than ``spec.clip``, or fewer where ``spec.short_clips`` is off.
+    """
+    n = len(record.frames)
+    if record.tiles > 1:
+        raise SampleError(
+            f"{record.key} is a duet of {record.tiles} pictures, which lie side by side, but the method takes clips of "
+            f"{spec.clip} frames. Such a set needs InputSpec.clip 1."
+        )
+    if not n:
+        raise SampleError(f"{record.key} has no frame. Leave it out when the shards are written.")
+    if n > spec.clip:
+        raise SampleError(
+            f"{record.key} has {n} frames, the method takes clips of {spec.clip}. Set the method's frames to {n}."
+        )
+    if n < spec.clip and not spec.short_clips:
+        times = ", ".join(f"{frame.t:g}" for frame in record.frames)
+        raise SampleError(
+            f"{record.key} has {n} frames (at {times} s), the method takes clips of {spec.clip}: pictures are missing. "
+            "Get them and write the set again, or set short_clips to true to take what there is as a shorter clip."
+        )
+    return list(range(n))
+
+
 def same(rng: np.random.Generator | None, n: int) -> list[np.random.Generator | None]:
     """n generators in the same state, so that all frames of a sample are cropped and flipped alike."""
     if rng is None or n == 1:
@@ -573,6 +605,8 @@ def collate(items: Sequence[Item]) -> AVBatch:
         truth = np.zeros((len(items), S, *truths[0].shape[1:]), np.float32)  # type: ignore[union-attr]
         for row, t in zip(truth, truths, strict=True):
             row[: len(t)] = t  # type: ignore[arg-type]
+    names = [i.clip for i in items]
+    clips = torch.tensor([names.index(name) for name in names]) if all(names) else None
     class_id = np.full((len(items), S), -1, np.int64)
     for row, item in zip(class_id, items, strict=True):
         row[: len(item.class_id)] = item.class_id
@@ -591,6 +625,8 @@ def collate(items: Sequence[Item]) -> AVBatch:
         group=[i.group for i in items],
         group_size=[i.group_size for i in items],
         video=[i.video for i in items],
+        clip=clips,
+        annotated=None if clips is None else torch.tensor([i.annotated for i in items]),
         caption=[i.caption for i in items],
         phrase=[i.phrase for i in items if i.phrase is not None],
         context=tensor(contexts) if (contexts := [i.context for i in items if i.context is not None]) else None,

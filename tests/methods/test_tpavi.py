@@ -301,10 +301,9 @@ def tiny_files(folder: Path) -> dict[str, object]:
     }
 
 
-def batch(size: int = 4, frames: int = 1) -> AVBatch:
+def batch(size: int = 4) -> AVBatch:
     g = torch.Generator().manual_seed(8)
-    shape = (size, 3, SIDE, SIDE) if frames == 1 else (size, frames, 3, SIDE, SIDE)
-    image = torch.randint(256, shape, generator=g).to(torch.uint8)
+    image = torch.randint(256, (size, 3, SIDE, SIDE), generator=g).to(torch.uint8)
     audio = 0.3 * torch.randn(size, 32000, generator=g)
     truth = torch.zeros(size, 2, SIDE, SIDE)
     truth[:, 0, :20, :20] = 1
@@ -347,10 +346,60 @@ def test_a_frame_hears_the_mean_of_its_examples(tmp_path: Path) -> None:
     audio = batch().audio
     with torch.no_grad():
         first, second = (method.vggish.embed(method.vggish.front_end(audio)[:, i]) for i in (0, 1))
-        torch.testing.assert_close(method.hear(audio)[:, 0], (first + second) / 2)
-    two = TPAVI(**tiny_files(tmp_path), frames=2)  # type: ignore[arg-type]
-    torch.testing.assert_close(two.hear(audio), torch.stack([first, second], dim=1))
-    assert two.localize(batch(frames=2)).heatmap.shape == (4, 1, SIDE, SIDE)
+        torch.testing.assert_close(method.hear(audio), (first + second) / 2)
+
+
+def hearing(folder: Path, **options: object) -> TPAVI:
+    """A method whose interactions are not those of the start, which pass everything by."""
+    torch.manual_seed(10)
+    method = TPAVI(**tiny_files(folder) | {"frames": FRAMES} | options)  # type: ignore[arg-type]
+    for module in method.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            nn.init.normal_(module.weight)
+    return method.eval()
+
+
+def test_rows_of_a_clip_are_what_the_network_makes_of_the_clip(tmp_path: Path) -> None:
+    """Against ``[B, F]`` clips, whose interaction is compared with the quadratic definition above."""
+    method, data = hearing(tmp_path), batch(2 * FRAMES)
+    data.clip = torch.tensor([0, 0, 0, 3, 3, 3])
+    with torch.no_grad():
+        image = normalise(data.image).unflatten(0, (2, FRAMES))
+        want = method.network(image, method.hear(data.audio).unflatten(0, (2, FRAMES))).logits.flatten(0, 1)[:, 0]
+        got = method.localize(data).heatmap
+        torch.testing.assert_close(got[:, 0], want.sigmoid(), atol=1e-5, rtol=1e-4)
+        order = torch.tensor([4, 0, 3, 2, 5, 1])  # who belongs together, not who is next to whom
+        torch.testing.assert_close(method.localize(data.take(order.tolist())).heatmap, got[order], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("changed", ["image", "sound"])
+def test_the_frames_of_a_video_are_mixed_and_two_videos_never(changed: str) -> None:
+    net, (image, sound) = network(), (x.flatten(0, 1)[:5, None] for x in clips())
+    clip = torch.tensor([0, 0, 0, 3, 3])  # of different lengths
+    before = net(image, sound, clip).logits
+    one = {"image": image, "sound": sound}[changed]
+    one[1] = one[1].flip(-1)
+    moved = (net(image, sound, clip).logits - before).abs().amax((1, 2, 3, 4))
+    assert (moved[:3] > 1e-5).all()
+    assert torch.equal(moved[3:], torch.zeros(2))
+    moved = (net(image, sound).logits - net(image, sound, clip).logits).abs().amax((1, 2, 3, 4))
+    assert (moved > 1e-5).all()
+
+
+def test_frames_without_truth_are_seen_and_not_supervised(tmp_path: Path) -> None:
+    method, data = hearing(tmp_path), batch(2 * FRAMES)
+    data.clip = torch.tensor([0, 0, 0, 3, 3, 3])
+    data.annotated = torch.tensor([True, False, False] * 2)
+    got = method.training_losses(data)
+    logits = method.segment(data).logits[[0, 3], 0, 0].double().detach()
+    p, t = torch.sigmoid(logits).numpy(), data.truth[[0, 3]].amax(1).numpy()  # type: ignore[index]
+    assert got["bce"].item() == pytest.approx(-(t * np.log(p) + (1 - t) * np.log(1 - p)).mean(), rel=1e-4)
+    unseen = data.take(range(2 * FRAMES))
+    unseen.image[1] = 255 - unseen.image[1]
+    assert method.training_losses(unseen)["bce"].item() != pytest.approx(got["bce"].item(), rel=1e-6)
+    unseen = data.take(range(2 * FRAMES))
+    unseen.truth[1] = 1  # type: ignore[index]
+    assert torch.equal(method.training_losses(unseen)["bce"], got["bce"])
 
 
 def test_several_classes(tmp_path: Path) -> None:
@@ -377,8 +426,8 @@ def test_batch_without_truth_is_named(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"image_size": 72}, "image_size 72 is no multiple of 32"),
-        ({"seconds": 0.96}, r"0\.96 s of sound hold 0 VGGish examples, fewer than the 1"),
-        ({"frames": 3}, r"2 s of sound hold 2 VGGish examples, fewer than the 3 frames"),
+        ({"seconds": 0.96}, r"0\.96 s of sound are shorter than one VGGish example \(0\.975 s\)"),
+        ({"frames": 0}, "clip 0 and frames 1"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(change: dict, message: str, tmp_path: Path) -> None:

@@ -34,18 +34,22 @@ class Objective:
     avm: Literal["sum", "mean"] = "mean"
     normalise: bool = False
 
-    def __call__(self, out: Segmentation, target: Tensor) -> dict[str, Tensor]:
+    def __call__(self, out: Segmentation, target: Tensor, known: Tensor | None = None) -> dict[str, Tensor]:
         """Named terms, ``loss`` being their weighted sum; float32 under any autocast.
 
         Args:
             out: of B clips of F frames.
             target: float ``[B, G, W]`` in [0, 1] for one map, or int64 classes with 255 for "do not score" for
                 several, of the FIRST frame of each clip: S4's protocol, and with F = 1 every frame's.
+            known: bool ``[B]``, False for a row whose target is not known, and not compared; None where all are. L_AVM
+                needs no target and is that of all frames.
         """
         with torch.autocast(out.logits.device.type, enabled=False):
             logits = out.logits.float()
             # Only the first frame has a truth; it is compared at the truth's size.
             first = F.interpolate(logits[:, 0], target.shape[-2:], mode="bilinear", align_corners=False)
+            if known is not None:
+                first, target = first[known], target[known]
             terms: dict[str, Tensor] = {}
             if target.is_floating_point():
                 terms["bce"] = F.binary_cross_entropy_with_logits(first[:, 0], target)

@@ -42,9 +42,13 @@ class TPAVI(Localizer):
         stages: scales at which the sound enters, 1 (stride 4) to 4 (stride 32); none for a deaf network.
         classes: 1 for a binary mask, else the number of classes including the background 0.
         image_size: side of the picture in pixels, a multiple of 32.
-        frames: frames of a clip that are segmented together. The truth of a sample is that of one frame, so several
-            frames fit S4 (first frame supervised); 1 makes every annotated frame a sample of its own.
-        seconds: length of the sound, one second a frame by default. A frame hears the mean of its examples.
+        frames: frames of a video that are segmented together: 5 on S4 and MS3, 10 on the V2 part of
+            AVSBench-semantic. Every frame is a row of the batch (`InputSpec.clip`), supervised where it is annotated
+            (the first alone in S4's training), and answered. 1 sees every frame alone.
+        short_clips: let a video of fewer frames be a shorter clip (AVSBench-semantic as a whole has 5 and 10; the
+            release fills up with black frames [choice]); False makes it a broken one.
+        seconds: of sound that a frame hears, the stretch that it was taken in, 1 by default: the mean of the VGGish
+            examples.
         optimizer: see `Localizer`.
         lr_scheduler: see `Localizer`.
 
@@ -69,6 +73,7 @@ class TPAVI(Localizer):
         classes: int = 1,
         image_size: int = 224,
         frames: int = 1,
+        short_clips: bool = False,
         seconds: float | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -78,8 +83,10 @@ class TPAVI(Localizer):
         self.input_spec = InputSpec(
             image_size=image_size,
             interpolation="bilinear",
-            seconds=float(frames) if seconds is None else seconds,
-            frames=frames,
+            seconds=1.0 if seconds is None else seconds,
+            window="frame",
+            clip=frames,
+            short_clips=short_clips,
         )
         self.objective = objective
         self.vggish = VGGish.from_source(vggish)
@@ -103,11 +110,11 @@ class TPAVI(Localizer):
         spec = self.input_spec
         if spec.image_size % 32:
             raise ValueError(f"TPAVI: image_size {spec.image_size} is no multiple of 32. AVSBench uses 224.")
-        heard = self.vggish.front_end.examples(spec.samples)
-        if heard < spec.frames:
+        ears = self.vggish.front_end
+        if not ears.examples(spec.samples):
             raise ValueError(
-                f"TPAVI: {spec.seconds:g} s of sound hold {heard} VGGish examples, fewer than the {spec.frames} "
-                f"frames. Set seconds to {spec.frames} or more."
+                f"TPAVI: {spec.seconds:g} s of sound are shorter than one VGGish example "
+                f"({ears.samples(1) / ears.sample_rate:g} s). Set seconds to 1 or more."
             )
 
     def training_losses(self, batch: AVBatch) -> dict[str, Tensor]:
@@ -123,10 +130,10 @@ class TPAVI(Localizer):
                 f"TPAVI learns from masks, but the batch of {', '.join(batch.key[:3])}, ... has no "
                 f"{'semantic map' if several else 'truth'}. Set data.truth to true and train on a set with masks."
             )
-        return self.objective(self.segment(batch), target if several else target.amax(1))
+        return self.objective(self.segment(batch), target if several else target.amax(1), batch.annotated)
 
     def localize(self, batch: AVBatch) -> Localization:
-        """The first frame's map: AVSBench's mask is ``heatmap > 0.5``. The confidence is its largest value.
+        """The map of each frame: AVSBench's mask is ``heatmap > 0.5``. The confidence is its largest value.
 
         With several classes the map is the probability of not being background.
         """
@@ -138,13 +145,10 @@ class TPAVI(Localizer):
         return Localization(heatmap, heatmap.amax((-1, -2)), semantic=semantic)
 
     def segment(self, batch: AVBatch) -> Segmentation:
-        image = batch.image if batch.image.ndim == 5 else batch.image[:, None]
-        return self.network(normalise(image), self.hear(batch.audio))
+        """Every row as a clip of one frame, ``[B, 1, ...]``, which interacts with the rows of its clip."""
+        return self.network(normalise(batch.image[:, None]), self.hear(batch.audio)[:, None], batch.clip)
 
     def hear(self, audio: Tensor) -> Tensor:
-        """The sound of each frame, ``[B, F, D]``, of waveforms ``[B, T]``; equal shares of the examples."""
+        """The sound of each frame, ``[B, D]``, of waveforms ``[B, T]``: the mean of their examples."""
         with torch.no_grad():
-            examples = self.vggish(audio)
-        frames = self.input_spec.frames
-        share = examples.shape[1] // frames
-        return examples[:, : frames * share].unflatten(1, (frames, share)).mean(2)
+            return self.vggish(audio).mean(1)

@@ -96,12 +96,14 @@ class TPAVINetwork(nn.Module):
             nn.Conv2d(head[1], classes, 1),
         )
 
-    def forward(self, image: Tensor, sound: Tensor) -> Segmentation:
+    def forward(self, image: Tensor, sound: Tensor, clip: Tensor | None = None) -> Segmentation:
         """Segment every frame.
 
         Args:
             image: normalised ``[B, F, 3, H, W]``; H and W multiples of 32.
             sound: ``[B, F, D]``.
+            clip: int64 ``[B]``, equal for the rows of one clip: clips of any lengths, as rows of F = 1. None where each
+                row is a whole clip.
 
         Raises:
             ValueError: the shapes do not fit each other, or a side is no multiple of 32.
@@ -117,7 +119,7 @@ class TPAVINetwork(nn.Module):
         for stage, x in enumerate(self.encoder(image.flatten(0, 1)), start=1):
             x = self.get_submodule(f"conv{stage}")(x)
             if stage in self.stages:
-                x, sounds[stage] = self.get_submodule(f"tpavi_b{stage}")(x.unflatten(0, clips), sound)
+                x, sounds[stage] = self.get_submodule(f"tpavi_b{stage}")(x.unflatten(0, clips), sound, clip)
                 x = x.flatten(0, 1)
             features.append(F.relu(x))  # the official decoder rectifies them in place, before the loss reads them
         x = self.path4(features[3])
@@ -169,13 +171,22 @@ class Interaction(nn.Module):
         self.theta = nn.Conv3d(channels, inner, 1)
         self.phi = nn.Conv3d(channels, inner, 1)
 
-    def forward(self, x: Tensor, sound: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels ``[B, F, C, h, w]`` and sounds ``[B, F, D]`` to pixels of that shape and sounds ``[B, F, C]``."""
+    def forward(self, x: Tensor, sound: Tensor, clip: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Pixels ``[B, F, C, h, w]`` and sounds ``[B, F, D]`` to pixels of that shape and sounds ``[B, F, C]``.
+
+        Args:
+            x: pixels.
+            sound: of each frame.
+            clip: int64 ``[B]``, equal for the rows that are parts of one clip; None where each row is a whole one.
+        """
         a = self.align_channel(sound)
         x = x.transpose(1, 2)  # [B, C, F, h, w]
         phi = self.phi(a.mT[..., None, None])[..., 0, 0]  # [B, C', F]
         seen = self.g(x).mean((-1, -2))
         mixing = torch.einsum("bit,bjt->bij", seen, phi) / x.shape[2]
+        if clip is not None:
+            same = (clip[:, None] == clip).to(mixing.dtype)
+            mixing = torch.einsum("bc,cij->bij", same / same.sum(1, keepdim=True), mixing)
         y = torch.einsum("bij,bjthw->bithw", mixing, self.theta(x))
         z = (self.W_z(y) + x).permute(0, 2, 3, 4, 1)
         return self.norm_layer(z).permute(0, 1, 4, 2, 3), a
