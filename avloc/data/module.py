@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -334,6 +334,7 @@ class AVDataModule(LightningDataModule):
     def _eval_loader(self, dataset: EvalSet) -> DataLoader:
         clip = dataset.spec.clip
         read: EvalSet | Clips = dataset if clip == 1 else Clips(dataset)
+        put_together: Callable[[Any], AVBatch] = collate if clip == 1 else collate_clips
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         try:
             sampler = StridedSampler(rank, len(read), world)
@@ -343,7 +344,7 @@ class AVDataModule(LightningDataModule):
             read,
             batch_size=max(1, self.eval_batch_size // clip),
             sampler=sampler,
-            collate_fn=collate if clip == 1 else collate_clips,
+            collate_fn=put_together,
             **loader_options(self.num_workers),
         )
 

@@ -259,7 +259,8 @@ class TrainStream(IterableDataset[AVBatch]):
         Raises:
             SampleError: it has not the frames of a clip, or no truth in supervised training, or is broken.
         """
-        record, items = sample.record, []
+        record = sample.record
+        items: list[Item] = []
         frames = clip_frames(record, self.spec)
         if self.truth_size is not None:
             self._frame(record, first_scored(record), sample_rng(self.seed, epoch, record.key))
