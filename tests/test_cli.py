@@ -303,6 +303,14 @@ def test_experiments_lists_the_rows(capsys: pytest.CaptureFixture[str], monkeypa
     assert "souple_ctx8" not in told
 
 
+def test_experiments_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["experiments", "--count"])
+    told = capsys.readouterr().out
+    assert re.search(r"\d+ published rows, \d+ of the suite's methods, \d+ reached", told)
+    assert re.search(r"^in all \d+ of \d+ values are compared, \d+ are not$", told, re.MULTILINE)
+    assert "leave the word out" in fails(["experiments", "souple", "--count"], capsys)
+
+
 def test_converters_are_found_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     main(["prep"])
     told = capsys.readouterr().out

@@ -19,7 +19,7 @@ from avloc.experiment.command import store
 from avloc.experiment.run import ExperimentCLI
 from avloc.methods.seac import SeAC
 from avloc.names import find_config
-from avloc.report.experiments import blocks, reached, read_experiment
+from avloc.report.experiments import blocks, reached, read_experiment, told_rows
 from avloc.report.published import find, papers, quoted, unreached
 from avloc.world import SPLITS, write_world
 from tests.methods.tiny import avs_clip, avs_set, tiny_audioclip_files, tiny_files, tiny_sam_files
@@ -150,15 +150,12 @@ def test_every_published_row_is_reached_or_says_why_not(capsys: pytest.CaptureFi
     assert not both, "reached, so take it out of avloc/report/unreached.yaml:\n" + "\n".join(both)
     assert quoted() <= {block.row.method for block in blocks()}
     assert all(why.endswith(".") for why in excused.values())
-    rows = {block.key[:-1] for block in of_suite}
-    whole = rows - {key[:-1] for key in excused}
-    alone = sum(any(" + " not in name for name in by[block.key]) for block in of_suite if block.key in by)
+    told = told_rows(every, {name: b.published for name, b in BENCHMARKS.items()})
     with capsys.disabled():
-        print(
-            f"\n{len({b.key[:-1] for b in blocks()})} published rows, {len(rows)} of the suite's methods, "
-            f"{len(whole)} reached on all of their sets; of {len(of_suite)} pairs of row and set {alone} by a YAML, "
-            f"{len(of_suite) - alone - len(excused)} under an overlay, {len(excused)} not"
-        )
+        print("\n" + told)
+    alone, laid, left = map(int, re.findall(r"(\d+) (?:by a YAML|under an overlay|not\n)", told))
+    assert (alone + laid, left) == (len(of_suite) - len(excused), len(excused))
+    assert told.count("\n  not: ") == len(excused)
 
 
 def test_the_overlay_of_a_paper_holds_every_set_of_its_own_method() -> None:

@@ -263,11 +263,22 @@ def weights(
 
 def experiments(
     word: Annotated[str | None, typer.Argument(help="Only those whose name or row holds this word.")] = None,
+    count: Annotated[
+        bool, typer.Option("--count", help="Count the papers' rows that are reached and the values that are compared.")
+    ] = False,
 ) -> None:
     """List the experiments with the table row that each reproduces.
 
+    With `--count`, how many of the papers' rows they reach and how many printed values a report compares with a
+    protocol of its own, and why the others are not.
+
     Example: `avloc experiments souple`
     """
-    from avloc.experiment.table import table
+    from avloc.experiment import table
 
-    table(word)
+    if count and word:
+        raise UsageError("--count counts all experiments: leave the word out.")
+    if count:
+        table.count()
+    else:
+        table.table(word)

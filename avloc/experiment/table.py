@@ -16,7 +16,7 @@ from avloc import weights
 from avloc.errors import UsageError
 from avloc.names import known
 
-__all__ = ["Entry", "entries", "read", "table"]
+__all__ = ["Entry", "count", "entries", "read", "table"]
 
 
 @dataclass(frozen=True)
@@ -92,3 +92,15 @@ def table(word: str | None = None) -> None:
         missing = ", ".join(e.missing) or "all here"
         rows.add_row(*map(escape, (name, e.heading, e.row, ", ".join(e.sets), missing)))
     Console().print(rows)
+
+
+def count() -> None:
+    """Print how many published rows the experiments reach, how many printed values are compared, and why the others
+    are not."""
+    from avloc.evaluation.benchmarks import BENCHMARKS  # with torch, which a list of experiments does without
+    from avloc.report.experiments import read_experiment, told_rows
+    from avloc.report.published import told_comparisons
+
+    every = [read_experiment(path) for path in known().values()]
+    print(told_rows(every, {name: benchmark.published for name, benchmark in BENCHMARKS.items()}))
+    print(told_comparisons())

@@ -20,9 +20,9 @@ from typing import Any
 
 import yaml
 
-from avloc.report.published import Place, Reference, Row, alike, find, find_table, load, papers
+from avloc.report.published import Place, Reference, Row, alike, find, find_table, load, papers, quoted, unreached
 
-__all__ = ["PAPERS", "Block", "Experiment", "ExperimentError", "blocks", "reached", "read_experiment"]
+__all__ = ["PAPERS", "Block", "Experiment", "ExperimentError", "blocks", "reached", "read_experiment", "told_rows"]
 
 PAPERS = {"SOUPLE": "souple", "ACL-SSL": "acl_ssl", "GAVS": "gavs", "SeAC": "seac", "T-VSL": "tvsl"}
 """Names of the papers in comments, with their keys."""
@@ -168,3 +168,26 @@ def reached(experiments: Iterable[Experiment], keys: Mapping[str, str]) -> dict[
 def rows_of(wanted: Reference) -> dict[Place, Row]:
     row = find(wanted.paper, wanted.table, wanted.method, wanted.variant, wanted.ogl)
     return alike(wanted.paper, wanted.table, row)
+
+
+def told_rows(experiments: Iterable[Experiment], keys: Mapping[str, str]) -> str:
+    """How many published rows the experiments reach, and why the others are not.
+
+    Args:
+        experiments: as in `reached`.
+        keys: as in `reached`.
+    """
+    by, every = reached(experiments, keys), blocks()
+    of_suite = [block for block in every if block.row.method not in quoted()]
+    excused = {(u.paper, u.table, u.method, u.variant, False, b): u.why for u in unreached() for b in u.benchmarks}
+    measured = [by[block.key] for block in of_suite if block.key in by]
+    alone = sum(any(" + " not in name for name in names) for names in measured)
+    rows = {block.key[:-1] for block in of_suite}
+    whole = rows - {block.key[:-1] for block in of_suite if block.key not in by}
+    lines = [
+        f"{len({block.key[:-1] for block in every})} published rows, {len(rows)} of the suite's methods, {len(whole)} "
+        f"reached on all of their sets; of {len(of_suite)} pairs of row and set {alone} by a YAML, "
+        f"{len(measured) - alone} under an overlay, {len(of_suite) - len(measured)} not"
+    ]
+    left = {b.name: excused.get(b.key, "nobody says why.") for b in of_suite if b.key not in by}
+    return "\n".join([*lines, *(f"  not: {name}: {why}" for name, why in left.items())])
