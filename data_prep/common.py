@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import io
 import json
 import math
@@ -20,7 +21,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -32,14 +35,25 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-from avloc.data.media import MediaError, probe
+from avloc.data.media import (
+    PICTURES,
+    SOUNDS,
+    MediaError,
+    clip_id,
+    decode_picture,
+    faults,
+    read_sound,
+)
 from avloc.data.schema import Audio, Frame, Sample, sample_key
-from avloc.data.shards import Job, ShardError, Skipped, make, write_json, write_shards
+from avloc.data.shards import Job, ShardError, Skipped, WriteReport, make, write_json, write_shards
 
 __all__ = [
     "AS_PUBLISHED",
+    "PICTURES",
     "RATE",
+    "SOUNDS",
     "Plan",
     "Pool",
     "clip_boxes",
@@ -47,23 +61,26 @@ __all__ = [
     "files_by_stem",
     "flac",
     "mask_png",
+    "met",
     "no_twins",
     "options",
     "picture",
     "rate_option",
     "read_ids",
+    "read_lines",
     "read_mask",
     "read_table",
     "read_tags",
     "run",
     "sound",
     "unlisted",
+    "unmatched",
 ]
 
 RATE = 16000
 AS_PUBLISHED = "as_published"  # the tag of records that are read as published code reads them
-PICTURES = (".jpg", ".jpeg", ".png")
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".aac", ".opus", ".mp4")
+ORIENTATION = 0x0112  # of EXIF
+MISSING = re.compile(r"\w+ missing: ")  # reasons of records whose media may come later
 
 
 @dataclass(frozen=True)
@@ -155,6 +172,94 @@ def convert(
         parser.error(str(e))
 
 
+MET: ContextVar[dict[str, float] | None] = ContextVar("MET", default=None)  # what the media of a record hold
+AS_STORED: ContextVar[bool] = ContextVar("AS_STORED", default=False)  # pictures stay as published
+
+
+def met(found: Mapping[str, float]) -> None:
+    """Tell of the record that is being made what its media hold; see `avloc.data.schema.Record.media`."""
+    kinds = MET.get()
+    if kinds is not None:
+        for kind, extent in found.items():
+            kinds[kind] = max(extent, kinds.get(kind, 0.0))
+
+
+def collected(make: Callable[[], Sample | None], as_stored: bool) -> Sample | None:
+    """A job's sample, with what was met of its media in the record."""
+    kinds, stored = MET.set({}), AS_STORED.set(as_stored)
+    try:
+        sample = make()
+        found = MET.get()
+        if sample is not None and found:
+            sample.record.media = dict(sorted((found | sample.record.media).items()))
+        return sample
+    finally:
+        MET.reset(kinds)
+        AS_STORED.reset(stored)
+
+
+def absent(reason: str) -> Sample | None:
+    """A job whose media are not there. It keeps their place, so that they are taken when they come."""
+    raise MediaError(reason)
+
+
+def jobs_of(plan: Plan, as_stored: bool) -> tuple[list[Job], list[Skipped]]:
+    """The jobs of a plan, those whose media are missing too, and what else is left out."""
+    jobs = [replace(job, make=partial(collected, job.make, as_stored)) for job in plan.jobs]
+    taken = Counter(j.key for j in plan.jobs) + Counter(s.key for s in plan.missing)
+    waiting = [s for s in plan.missing if MISSING.match(s.reason) and taken[s.key] == 1]
+    keys = {s.key for s in waiting}
+    return [*jobs, *(Job(s.key, partial(absent, s.reason)) for s in waiting)], [
+        s for s in plan.missing if s.key not in keys
+    ]
+
+
+NOT_MADE_OF = ("out", "name", "jobs", "num_parts", "part", "dry_run", "folders", "records_per_shard", "seed")
+
+
+def recipe(args: argparse.Namespace) -> dict[str, str]:
+    """What the records of a set follow from, apart from media: the options, and the content of the files among
+    them."""
+    made = {}
+    for name, value in vars(args).items():
+        if name in NOT_MADE_OF:
+            continue
+        values = value if isinstance(value, list | tuple) else [value]
+        parts = []
+        for v in values:
+            tag, _, file = str(v).rpartition("=")
+            path = Path(file)
+            if v is not None and not isinstance(v, bool | int | float) and path.is_file():
+                # As it is read: without its byte order mark, blank lines, the kind of line ends, and its order.
+                raw = [text.strip(b" \t\xef\xbb\xbf") for text in path.read_bytes().splitlines()]
+                lines = sorted(filter(None, raw))
+                content = hashlib.sha256(b"\n".join(lines)).hexdigest()[:16]
+                parts.append(f"{tag}={content}")
+            elif not path.is_dir() or not isinstance(v, Path):
+                parts.append(str(v))
+        made[name] = " ".join(parts)
+    return made
+
+
+def refuse_other_recipe(folder: Path, name: str, args: argparse.Namespace) -> None:
+    """Keep what a set is made with, and refuse to go on with it in another way.
+
+    Raises:
+        ShardError: names the option that differs.
+    """
+    path, now = folder / ".parts" / f"{name}.made.json", recipe(args)
+    if path.is_file() and list((folder / ".parts").glob(f"{name}-[0-9]*.json")):
+        known = json.loads(path.read_text())
+        if other := [option for option in now if option in known and known[option] != now[option]]:
+            said = ", ".join(f"--{o.replace('_', '-')}" for o in other)
+            raise ShardError(
+                f"{folder} already holds {name}, made with another {said}. Give the new one another --name or --out, "
+                f"or delete the old {name} files first."
+            )
+    elif not path.is_file() or json.loads(path.read_text()) != now:
+        write_json(path, now)
+
+
 def run(plan: Plan, args: argparse.Namespace) -> int:
     """Write a plan's shards, ``skipped-<split>.csv`` and the notes; with ``--dry-run``, say what would be written.
 
@@ -162,13 +267,16 @@ def run(plan: Plan, args: argparse.Namespace) -> int:
         0 when at least one record was written (or would be tried).
     """
     console = Console(stderr=True)
-    missing = plan.missing if args.part == 0 else []
     if args.dry_run:
-        report = f"{plan.dataset}-{plan.split}: {len(plan.jobs)} records to write, {len(missing)} left out"
+        left_out = plan.missing if args.part == 0 else []
+        report = f"{plan.dataset}-{plan.split}: {len(plan.jobs)} records to write, {len(left_out)} left out"
         console.print(report, highlight=False, markup=False, soft_wrap=True)
-        summarise(console, missing, plan.notes)
+        summarise(console, left_out, plan.notes)
         return 0 if plan.jobs else 1
     folder = args.out / plan.dataset
+    refuse_other_recipe(folder, f"{plan.dataset}-{plan.split}", args)
+    jobs, missing = jobs_of(plan, args.as_published)
+    missing = missing if args.part == 0 else []
     tagged: Counter[str] = Counter()
 
     def watched(jobs: Sequence[Job]) -> Iterator[Sample | Skipped]:
@@ -181,12 +289,12 @@ def run(plan: Plan, args: argparse.Namespace) -> int:
     try:
         with Progress(*columns, console=console) as bar:
             shown = f"{plan.dataset}-{plan.split}" + (f" part {args.part}" if args.num_parts > 1 else "")
-            task = bar.add_task(shown, total=len(plan.jobs) if args.num_parts == 1 else None)
+            task = bar.add_task(shown, total=len(jobs) if args.num_parts == 1 else None)
             written = write_shards(
                 folder,
                 plan.dataset,
                 plan.split,
-                plan.jobs,
+                jobs,
                 records_per_shard=args.records_per_shard,
                 seed=args.seed,
                 licence=plan.licence,
@@ -201,11 +309,14 @@ def run(plan: Plan, args: argparse.Namespace) -> int:
     notes = [*plan.notes, *(f"{tagged[tag]} records {says}" for tag, says in plan.counted.items() if tagged[tag])]
     part = f"-{args.part:03d}" if args.num_parts > 1 else ""
     report_path = folder / f"skipped-{plan.split}{part}.csv"
-    write_skipped(report_path, skipped)
+    write_table(report_path, ["key", "reason"], ((s.key, s.reason) for s in skipped))
+    if written.found:
+        write_table(folder / f"media-{plan.split}{part}.csv", ["key", "what", "extent"], written.found)
     console.print(f"{written.written} records written, {len(skipped)} clips skipped", highlight=False)
     summarise(console, skipped, notes)
     if skipped:
         console.print(f"each with its reason in {report_path}", highlight=False, markup=False, soft_wrap=True)
+    holds(console, written)
     if written.index:
         if notes:
             write_json(written.index, json.loads(written.index.read_text()) | {"notes": notes})
@@ -215,11 +326,41 @@ def run(plan: Plan, args: argparse.Namespace) -> int:
     return 0 if written.written else 1
 
 
-def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f)
-        writer.writerow(["key", "reason"])
-        writer.writerows([s.key, s.reason] for s in skipped)
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+KINDS = {
+    "silent": "silent: no sample above -80 dB",
+    "constant": "a constant instead of a sound",
+    "clipped": "clipped: samples over 1",
+    "antiphase": "antiphase: right undoes left, the left one is heard",
+    "short": "short: the sound ends early",
+    "gaps": "gaps in the sound, silence of their length",
+    "damaged": "damaged: what decodes is used",
+    "first_frame_late": "pictures begin late: the first one is taken",
+    "turned": "turned upright",
+    "converted": "pictures scaled to 8 bits, or laid on black",
+}
+
+
+ALWAYS = ("silent", "short", "turned", "damaged")  # are counted in the table where there are none, too
+
+
+def holds(console: Console, written: WriteReport) -> None:
+    """The table of what a set holds."""
+    table = Table("the set holds", "", box=None, show_header=False)
+    table.add_row("clips", str(written.written))
+    table.add_row("seconds of sound", f"{written.seconds:.1f}")
+    kinds = Counter(kind for _, kind, _ in written.found)
+    for kind in (*ALWAYS, *sorted(set(kinds) - set(ALWAYS))):
+        extent = sum(e for _, k, e in written.found if k == kind)
+        lost = f" ({extent:.2f} s lost)" if kind == "damaged" and extent else ""
+        table.add_row(KINDS.get(kind, kind), f"{kinds[kind]}{lost}")
+    console.print(table)
 
 
 def summarise(console: Console, skipped: Sequence[Skipped], notes: Sequence[str]) -> None:
@@ -233,6 +374,9 @@ def kind_of(reason: str) -> str:
     """A reason without its file name, so that equal ones can be counted."""
     for kind in (
         "video missing",
+        "several videos of one id",
+        "is damaged",
+        "changed while it was read",
         "no sound",
         "no picture",
         "zero length",
@@ -291,7 +435,9 @@ class Pool:
 
 
 def picture(path: Path, name: str = "f0", **fields: Any) -> tuple[bytes, Frame]:
-    """A loose picture as it is: PNG and JPEG keep their bytes, others become PNG.
+    """A loose picture as it is: PNG and JPEG keep their bytes, others become PNG. So do those that would be seen
+    otherwise than they are meant: lying by their EXIF orientation, of 16 bits, or transparent (not with
+    ``--as-published``).
 
     Args:
         path: the file.
@@ -303,16 +449,28 @@ def picture(path: Path, name: str = "f0", **fields: Any) -> tuple[bytes, Frame]:
     """
     try:
         data = path.read_bytes()
-        image = Image.open(io.BytesIO(data))
-        image.load()
     except FileNotFoundError as e:
         raise MediaError(f"picture missing: {path} is not there. Check the folder, or download it.") from e
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise MediaError(f"{path} cannot be decoded as a picture ({e}). Download it again, or leave it out.") from e
-    suffix = {"PNG": "png", "JPEG": "jpg"}.get(image.format or "")
+    except OSError as e:
+        raise MediaError(f"{path} cannot be decoded as a picture ({e}). Check its rights, or leave it out.") from e
+    shown, stored = decode_picture(data, path)
+    suffix = {"PNG": "png", "JPEG": "jpg"}.get(stored.format or "")
     if suffix is None:
-        data, suffix = png(image.convert("RGB")), "png"
-    return data, Frame(f"{name}.{suffix}", *image.size, *image.size, **fields)
+        data, suffix = png(shown), "png"
+    elif not AS_STORED.get() and (changed := what_changes(stored, shown)):
+        data, suffix = png(shown), "png"
+        met({changed: 1.0})
+    else:
+        shown = stored
+    return data, Frame(f"{name}.{suffix}", *shown.size, *shown.size, **fields)
+
+
+def what_changes(stored: Image.Image, shown: Image.Image) -> str:
+    """Why a picture's own bytes would be seen otherwise than they are meant; "" where they would not."""
+    if stored.getexif().get(ORIENTATION, 1) not in (0, 1):
+        return "turned"
+    plain = stored.mode in ("RGB", "L", "P", "1", "CMYK", "YCbCr") and "transparency" not in stored.info
+    return "" if plain or np.array_equal(np.asarray(stored.convert("RGB")), np.asarray(shown)) else "converted"
 
 
 def png(image: Image.Image) -> bytes:
@@ -324,7 +482,7 @@ def png(image: Image.Image) -> bytes:
 def sound(
     path: Path, name: str = "a0", *, rate: int = RATE, seconds: float | None = None, **fields: Any
 ) -> tuple[bytes, Audio]:
-    """A loose sound as 16-bit FLAC, mono or stereo as it is (more channels are averaged).
+    """A loose sound as 16-bit FLAC, mono or stereo as it is (more channels are mixed down to stereo, as players do).
 
     A 16-bit file of the wanted rate keeps its samples exactly; others are resampled by soxr.
 
@@ -336,22 +494,14 @@ def sound(
         fields: further fields of the `Audio`, e.g. ``role``, ``src_id``, ``clip_start``.
 
     Raises:
-        MediaError: absent, unreadable, without samples, or with samples that are not finite.
+        MediaError: absent, unreadable, without samples, with samples that are not finite, or of more than an hour.
     """
     if not path.is_file():
         raise MediaError(f"sound missing: {path} is not there. Check the folder, or download it.")
-    try:
-        with soundfile.SoundFile(path) as f:
-            exact = f.subtype == "PCM_16" and f.samplerate == rate and f.channels <= 2
-            wave, own = f.read(dtype="int16" if exact else "float32", always_2d=True), f.samplerate
-    except (soundfile.SoundFileError, ValueError, TypeError):
-        wave, own = decode(path)
+    wave, own = read_sound(path, rate, seconds)
     if not len(wave):
         raise MediaError(f"{path} has no sound (no samples). Download it again, or leave it out.")
-    if wave.dtype != np.int16 and not np.isfinite(wave.sum()):
-        raise MediaError(f"{path} cannot be decoded (samples are NaN or infinite). Download it again, or leave it out.")
-    if wave.shape[1] > 2:
-        wave = wave.mean(1, keepdims=True)
+    met(faults(wave.T if wave.dtype == np.float32 else (wave.T / np.float32(32768)).astype(np.float32)))
     if own != rate:
         wave = soxr.resample(wave, own, rate)
     if seconds is not None:
@@ -359,15 +509,6 @@ def sound(
     return flac(wave, rate), Audio(
         f"{name}.flac", duration=len(wave) / rate, rate=rate, channels=wave.shape[1], **fields
     )
-
-
-def decode(path: Path) -> tuple[NDArray[np.float32], int]:
-    """All samples of a file that FFmpeg reads, ``[n, channels]``, and their rate. Raises `MediaError`."""
-    media = probe(path)
-    pieces = [wave for wave, _ in media.blocks()]
-    if not pieces:
-        raise MediaError(f"{path} has no sound (no samples). Download it again, or leave it out.")
-    return np.concatenate(pieces, 1).T, media.sample_rate
 
 
 def flac(wave: NDArray[Any], rate: int = RATE) -> bytes:
@@ -427,8 +568,7 @@ def read_table(path: Path, columns: Sequence[str], header: bool = False) -> list
     Raises:
         ValueError: a line with more fields than columns, or a header without one of them; names the line.
     """
-    with path.open(newline="", encoding="utf-8-sig") as f:
-        lines = [(n, [v.strip() for v in line]) for n, line in enumerate(csv.reader(f), start=1) if line]
+    lines = read_lines(path)
     names = list(columns)
     if header:
         names = lines[0][1] if lines else []
@@ -441,11 +581,34 @@ def read_table(path: Path, columns: Sequence[str], header: bool = False) -> list
     return [dict(zip(names, line + [""] * (len(names) - len(line)), strict=True)) for _, line in lines]
 
 
+def read_lines(path: Path) -> list[tuple[int, list[str]]]:
+    """Lines of any csv or list with their numbers, from 1: fields stripped, without a byte order mark, with LF or CRLF,
+    blank lines left out.
+
+    Raises:
+        ValueError: the file is no UTF-8 text.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as f:
+            lines = [(n, [v.strip() for v in line]) for n, line in enumerate(csv.reader(f), start=1)]
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise ValueError(f"{path} cannot be read as a table ({e}). Save it as UTF-8 text.") from e
+    return [(n, line) for n, line in lines if any(line)]
+
+
 def read_ids(path: Path) -> set[str]:
-    """Ids ``<YouTube id>_<start, 6 digits>`` of the first column of a list, with or without further
-    columns."""
-    with path.open(newline="", encoding="utf-8") as f:
-        return {line[0].strip() for line in csv.reader(f) if line and line[0].strip()}
+    """The first column of a list, with or without further columns; clips as ``<id>_<start, 6 digits>`` however they
+    are written (see `avloc.data.media.parse_id`)."""
+    return {clip_id(line[0]) for _, line in read_lines(path) if line[0]}
+
+
+def unmatched(ids: Iterable[str], known: Iterable[str], where: object) -> list[str]:
+    """A note that counts and names the ids of a list that match nothing; [] where all do."""
+    lost = sorted(set(ids) - set(known))
+    if not lost:
+        return []
+    shown = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
+    return [f"{len(lost)} ids of {where} match nothing ({shown}). Is it the list of this set?"]
 
 
 def read_tags(options: Sequence[str]) -> dict[str, set[str]]:

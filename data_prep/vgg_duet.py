@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avloc.data.media import MediaError, read_clip
+from avloc.data.media import Library, MediaError, Source
 from avloc.data.schema import Audio, Frame, MapRule, Provenance, Record, Sample, Target, sample_key
 from avloc.data.shards import Job, Skipped
 from data_prep.common import (
@@ -46,12 +46,11 @@ from data_prep.loose import Files, pictures, sounds
 from data_prep.vggsound import (
     FRAME_TIME,
     LICENCE,
-    SECONDS,
     Row,
     box_notes,
     class_ids,
+    clip_from,
     encode_frame,
-    find_video,
     read_boxes,
     vggss_target,
 )
@@ -136,9 +135,9 @@ def clip_of(key: str) -> Row:
     return Row(key[:11], int(key[12:]), "", "test")
 
 
-def from_video(i: int, key: str, path: Path, rate: int) -> tuple[dict[str, bytes], Frame, Audio]:
+def from_video(i: int, key: str, path: Source, rate: int, upright: bool) -> tuple[dict[str, bytes], Frame, Audio]:
     """Frame at 5 s, losslessly, and ten seconds of mono of a clip. Raises as `read_clip`."""
-    clip = read_clip(path, SECONDS, FRAME_TIME, rate)
+    clip = clip_from(path, clip_of(key), rate, upright=upright)
     data, image = encode_frame(clip.frame, None)
     frame = Frame(f"f{i}.png", *image.size, *image.size, clip.frame_time, annotated=True)
     audio = Audio(f"a{i}.flac", "source", key, clip_of(key).start, len(clip.audio) / rate, rate, 1)
@@ -152,7 +151,7 @@ def from_files(i: int, key: str, image: Path, wave: Path, rate: int) -> tuple[di
     return {frame.member: pixels, str(audio.member): heard}, frame, audio
 
 
-def make_sample(record: Record, rate: int, files: Sequence[tuple[str, tuple[Path, ...]]]) -> Sample:
+def make_sample(record: Record, rate: int, files: Sequence[tuple[str, tuple[Source, ...]]]) -> Sample:
     """Both clips of a pair; the rest of the record is given.
 
     Args:
@@ -164,21 +163,24 @@ def make_sample(record: Record, rate: int, files: Sequence[tuple[str, tuple[Path
         MediaError: one is broken.
     """
     clips = [
-        from_video(i, key, paths[0], rate) if len(paths) == 1 else from_files(i, key, paths[0], paths[1], rate)
+        from_video(i, key, paths[0], rate, AS_PUBLISHED not in record.tags)
+        if len(paths) == 1
+        else from_files(i, key, Path(str(paths[0])), Path(str(paths[1])), rate)
         for i, (key, paths) in enumerate(files)
     ]
     members = {name: data for own, _, _ in clips for name, data in own.items()}
     return Sample(replace(record, frames=[f for _, f, _ in clips], audios=[a for _, _, a in clips]), members)
 
 
-def files_of(key: str, videos: Path | None, images: Files | None, waves: Files | None) -> tuple[Path, ...]:
+def files_of(key: str, videos: Library | None, images: Files | None, waves: Files | None) -> tuple[Source, ...]:
     """The clip's video, or its picture and sound.
 
     Raises:
         MediaError: not there.
     """
     if videos:
-        return (find_video(videos, clip_of(key)),)
+        clip = clip_of(key)
+        return (videos.find(clip.video, clip.start),)
     assert images is not None
     assert waves is not None
     return images.find(key), waves.find(key)
@@ -208,6 +210,7 @@ def plans(args: argparse.Namespace) -> list[Plan]:
     duet = bool(pairs) and len(pairs[0].ids) > 1
     name = args.name or (f"vgg_mix{args.sources}" if args.sources else "vgg_duet" if duet else "vgg_single")
     ids = class_ids(label for label, _ in boxes.values())
+    videos = Library(args.videos, args.out / name / ".parts") if args.videos else None
     images = pictures(args.media, "frames") if args.media else None
     waves = sounds(args.media, "audio") if args.media else None
     rule: MapRule = "sum" if args.as_published else "union"
@@ -227,7 +230,7 @@ def plans(args: argparse.Namespace) -> list[Plan]:
             provenance=Provenance(REPOSITORY, file=args.annotations.name, row=n, licence=LICENCE, note=note),
         )
         try:
-            files = [(id, files_of(id, args.videos, images, waves)) for id in pair.ids]
+            files = [(id, files_of(id, videos, images, waves)) for id in pair.ids]
             record.targets = [target_of(i, id, boxes, ids) for i, id in enumerate(pair.ids)]
         except MediaError as e:
             missing.append(Skipped(key, str(e)))
@@ -236,7 +239,7 @@ def plans(args: argparse.Namespace) -> list[Plan]:
     used = {id for p in pairs for id in p.ids}
     if images:
         missing += unlisted(name, images.stems, used)
-    notes = box_notes({id: boxes[id] for id in boxes if id in used})
+    notes = (videos.remarks if videos else []) + box_notes({id: boxes[id] for id in boxes if id in used})
     if args.sources:
         notes.append(f"partners are drawn by this project (seed {args.seed}); T-VSL's list is not published")
     if same:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avloc.data.labels import LABEL_SPACES
-from avloc.data.media import MediaError
+from avloc.data.media import Library, MediaError, Source
 from avloc.data.schema import Provenance, Record, Sample, Target, sample_key
 from avloc.data.shards import Job, Skipped
 from data_prep import vggsound
@@ -117,9 +117,9 @@ def make_sample(record: Record, rate: int, files: Sequence[tuple[Path, Path, Pat
     return Sample(replace(record, frames=frames, audios=audios, targets=targets), members)
 
 
-def training_sample(media: Media, clip: Clip, tags: Sequence[str]) -> Sample:
+def training_sample(media: Media, clip: Clip, video: Source) -> Sample:
     """A clip of VGGSound as the instrument that it is listed as. Raises as `data_prep.vggsound.make_sample`."""
-    sample = vggsound.make_sample(media, clip, None, CLASSES.index(clip.label), tags)
+    sample = vggsound.make_sample(media, clip, video, None, None, CLASSES.index(clip.label), [])
     sample.record.targets[0].label_space = "instruments37"
     return sample
 
@@ -127,12 +127,19 @@ def training_sample(media: Media, clip: Clip, tags: Sequence[str]) -> Sample:
 def training_plans(name: str, args: argparse.Namespace) -> list[Plan]:
     if not args.videos or not args.videos.is_dir():
         raise ValueError(f"{args.annotations} lists clips of VGGSound: give their folder as --videos.")
-    media = Media(args.videos, name, "train", "flac", 400, args.as_published, rate=args.rate)
-    jobs = []
+    media = Media(name, "train", "flac", 400, args.as_published, rate=args.rate)
+    library = Library(args.videos, args.out / name / ".parts")
+    jobs, missing = [], []
     for row in read_rows(args.annotations):
         clip = replace(clip_of(row.ids[0]), label=row.labels[0])
-        jobs.append(Job(sample_key(name, clip.id), partial(training_sample, media, clip, [])))
-    return [Plan(name, "train", jobs, [], [], vggsound.LICENCE)]
+        key = sample_key(name, clip.id)
+        try:
+            video = library.find(clip.video, clip.start)
+        except MediaError as e:
+            missing.append(Skipped(key, str(e)))
+        else:
+            jobs.append(Job(key, partial(training_sample, media, clip, video)))
+    return [Plan(name, "train", jobs, missing, library.remarks, vggsound.LICENCE)]
 
 
 def plans(dataset: str, args: argparse.Namespace) -> list[Plan]:

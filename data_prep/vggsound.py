@@ -4,16 +4,17 @@
     python -m data_prep.vggsound --videos clips --csv vggsound.csv --out data --split test --boxes vggss.json
     python -m data_prep.vggsound --videos clips --csv vggsound.csv --out data --classes vggss221 --name vggsound_221
 
-Videos are the ten-second clips, named ``<YouTube id>_<start second>.mp4`` with or without leading zeros. The
-csv is the official one: no header, ``id,start second,"class",split``. Run it again to go on after an
-interruption. On a cluster,
+Videos are the ten-second clips, named ``<YouTube id>_<start second>`` with or without leading zeros or
+``<YouTube id>_<start ms>_<end ms>``, or whole videos named ``<YouTube id>``, in any container; they lie in the folder,
+in folders of it, or in ``.tar`` and ``.tar.gz`` there, which are not unpacked. The csv is the official one: no header,
+``id,start second,"class",split``. Run it again to go on after an interruption, and to try those clips again that were
+missing or broken and are other files now. On a cluster,
 give job i of N ``--num-parts N --part i``; the job that finishes last writes the index.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import json
 import math
@@ -28,7 +29,8 @@ import soundfile
 from PIL import Image
 
 from avloc.data.labels import LABEL_SPACES
-from avloc.data.media import MediaError, frames_at, read_clip
+from avloc.data.media import Clip, Library, MediaError, Source, duration, parse_id, read_clip
+from avloc.data.media.folders import SUFFIX
 from avloc.data.schema import Audio, Frame, Provenance, Record, Sample, Target, sample_key
 from avloc.data.shards import Job, Skipped
 from data_prep.common import (
@@ -38,11 +40,14 @@ from data_prep.common import (
     Pool,
     clip_boxes,
     convert,
+    met,
     no_twins,
     options,
     rate_option,
     read_ids,
+    read_lines,
     read_tags,
+    unmatched,
 )
 
 __all__ = ["Pool", "Row", "box_notes", "class_ids", "main", "read_boxes", "read_rows", "vggss_target"]
@@ -71,7 +76,6 @@ class Row:
 class Media:
     """How a clip is stored."""
 
-    videos: Path
     dataset: str
     split: str
     codec: str
@@ -88,16 +92,13 @@ def read_rows(path: Path) -> list[Row]:
         ValueError: a line without four fields, or a start that is no number; names the line.
     """
     rows = []
-    with path.open(newline="", encoding="utf-8") as f:
-        for n, line in enumerate(csv.reader(f), start=1):
-            if not line:
-                continue
-            if len(line) != 4 or not line[1].strip().isdigit():
-                raise ValueError(
-                    f'{path}, line {n}: expected id,start second,"class",split, got {line}. Use the official '
-                    "vggsound.csv; a class name with a comma must be quoted."
-                )
-            rows.append(Row(line[0], int(line[1]), line[2], line[3].strip()))
+    for n, line in read_lines(path):
+        if len(line) != 4 or not line[1].isdigit():
+            raise ValueError(
+                f'{path}, line {n}: expected id,start second,"class",split, got {line}. Use the official '
+                "vggsound.csv; a class name with a comma must be quoted."
+            )
+        rows.append(Row(SUFFIX.sub("", line[0]), int(line[1]), line[2], line[3]))
     return rows
 
 
@@ -125,24 +126,43 @@ def vggss_target(class_id: int, label: str, raw: list[list[float]]) -> Target:
     return Target(class_id, label, "vggss221", audio=0, boxes=boxes, boxes_raw=raw if sane else None)
 
 
-def find_video(videos: Path, row: Row) -> Path:
-    names = [f"{row.id}.mp4", f"{row.video}_{row.start}.mp4"]
-    for name in names:
-        if (videos / name).is_file():
-            return videos / name
-    raise MediaError(f"video missing: neither {names[0]} nor {names[1]} is in {videos}")
+WHOLE = SECONDS + 1.0  # seconds from which a file named by its video alone is the video, and no clip of it
 
 
-def make_sample(media: Media, row: Row, target: Target | None, class_id: int, tags: Sequence[str]) -> Sample:
+def clip_from(
+    source: Source,
+    row: Row,
+    rate: int,
+    frames: int = 1,
+    beside: Source | None = None,
+    upright: bool = True,
+) -> Clip:
+    """Frames around 5 s and ten seconds of sound of a clip. A file that is named by the video's id alone, and is longer
+    than a clip, is cut at the row's second. Raises as `read_clip`."""
+    alone = parse_id(source.name)[1] is None and parse_id(row.id) != parse_id(source.name)
+    start = float(row.start) if alone and row.start and duration(source) > max(WHOLE, row.start) else 0.0
+    clip = read_clip(source, SECONDS, FRAME_TIME, rate, frames=frames, start=start, upright=upright, beside=beside)
+    met(clip.found)
+    return clip
+
+
+def make_sample(
+    media: Media,
+    row: Row,
+    video: Source,
+    beside: Source | None,
+    target: Target | None,
+    class_id: int,
+    tags: Sequence[str],
+) -> Sample:
     """Frame at 5 s (the middle of a shorter clip), or several around it, and up to ten seconds of mono.
 
     Raises:
         MediaError: the video is missing, broken, or has no sound.
     """
-    video, n = find_video(media.videos, row), media.frames
-    clip = read_clip(video, SECONDS, FRAME_TIME, media.rate)
-    times = [min(max(clip.frame_time + k - (n - 1) / 2, 0.0), clip.seconds) for k in range(n)]
-    shown = [clip.frame] if n == 1 else frames_at(video, times)
+    n = media.frames
+    clip = clip_from(video, row, media.rate, n, beside, not media.as_published)
+    times, shown = clip.times, clip.frames
     width, height = clip.frame.size
     container, subtype = CODECS[media.codec]
     sound = io.BytesIO()
@@ -180,19 +200,20 @@ def encode_frame(image: Image.Image, short_side: int | None) -> tuple[bytes, Ima
     return data.getvalue(), image
 
 
-def select(args: argparse.Namespace) -> tuple[list[Row], dict[str, tuple[str, list[list[float]]]]]:
-    """Rows to convert, and boxes by id ({} for a training set)."""
-    rows = read_rows(args.csv)
+def select(args: argparse.Namespace) -> tuple[list[Row], dict[str, tuple[str, list[list[float]]]], list[str]]:
+    """Rows to convert, boxes by id ({} for a training set), and notes."""
+    rows, notes = read_rows(args.csv), list[str]()
     boxes = read_boxes(args.boxes) if args.boxes else {}
     wanted = set(boxes) if args.boxes else None
     if args.list:
         ids = read_ids(args.list)
+        notes += unmatched(ids, (r.id for r in rows), args.list)
         wanted = ids if wanted is None else wanted & ids
     # A list or box file says by itself what is in; the official split is asked only when there is none.
     chosen = [r for r in rows if (r.id in wanted if wanted is not None else r.split == args.split)]
     if args.classes:
         chosen = [r for r in chosen if r.label in space(args.classes)]
-    return list({r.id: r for r in chosen}.values()), boxes
+    return list({r.id: r for r in chosen}.values()), boxes, notes
 
 
 def space(name: str) -> set[str]:
@@ -222,15 +243,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def plans(args: argparse.Namespace) -> list[Plan]:
-    rows, boxes = select(args)
+    rows, boxes, notes = select(args)
     tags = read_tags(args.tag)
+    for tag, of in tags.items():
+        notes += unmatched(of, (r.id for r in read_rows(args.csv)), f"--tag {tag}")
     split = "test" if args.boxes else args.split
     dataset = args.name or ("vggss" if args.boxes else "vggsound")
     if args.codec == "opus" and args.rate not in (8000, 12000, 16000, 24000, 48000):
         raise ValueError(f"Opus has no {args.rate} Hz. Use --codec flac.")
     testing = split == "test"
     media = Media(
-        args.videos,
         dataset,
         split,
         "flac" if testing else args.codec,
@@ -240,26 +262,23 @@ def plans(args: argparse.Namespace) -> list[Plan]:
         args.rate,
     )
     ids = class_ids((label for label, _ in boxes.values()) if boxes else (r.label for r in read_rows(args.csv)))
-    missing = absent_videos(args.videos, dataset, rows) if args.dry_run else []
-    left_out = {m.key for m in missing}
-    jobs = [Job(sample_key(dataset, r.id), job_of(media, r, boxes, ids, tags)) for r in rows]
+    library = Library(args.videos, args.out / dataset / ".parts")
+    notes += library.remarks
+    jobs, missing = [], []
+    for row in rows:
+        key = sample_key(dataset, row.id)
+        try:
+            video = library.find(row.video, row.start)
+        except MediaError as e:
+            missing.append(Skipped(key, str(e)))
+        else:
+            jobs.append(Job(key, job_of(media, row, video, library.beside(video), boxes, ids, tags)))
     absent = sorted(set(boxes) - {r.id for r in rows}) if boxes and not args.list else []
     missing += [Skipped(sample_key(dataset, i), "id is not in the csv") for i in absent]
-    notes = box_notes(boxes)
+    notes += box_notes(boxes)
     if args.classes and (lacking := sorted(space(args.classes) - {r.label for r in rows})):
         notes.append(f"{len(lacking)} of the classes of {args.classes} have no clip ({lacking[0]}, ...)")
-    return [Plan(dataset, split, [j for j in jobs if j.key not in left_out], missing, notes, LICENCE)]
-
-
-def absent_videos(videos: Path, dataset: str, rows: Sequence[Row]) -> list[Skipped]:
-    """Rows without a video, for a dry run; a real one finds out when it reads them."""
-    missing = []
-    for row in rows:
-        try:
-            find_video(videos, row)
-        except MediaError as e:
-            missing.append(Skipped(sample_key(dataset, row.id), str(e)))
-    return missing
+    return [Plan(dataset, split, jobs, missing, notes, LICENCE)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -287,13 +306,17 @@ def box_notes(boxes: dict[str, tuple[str, list[list[float]]]]) -> list[str]:
 def job_of(
     media: Media,
     row: Row,
+    video: Source,
+    beside: Source | None,
     boxes: dict[str, tuple[str, list[list[float]]]],
     ids: dict[str, int],
     tags: dict[str, set[str]],
 ) -> Callable[[], Sample]:
     label, raw = boxes.get(row.id, (row.label, []))
     target = vggss_target(ids[label], label, raw) if boxes else None
-    return partial(make_sample, media, row, target, ids[label], [t for t, of in tags.items() if row.id in of])
+    return partial(
+        make_sample, media, row, video, beside, target, ids[label], [t for t, of in tags.items() if row.id in of]
+    )
 
 
 if __name__ == "__main__":

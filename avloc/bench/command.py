@@ -91,6 +91,22 @@ def bench_loader(
     print_result(measure_loader(train, root, workers, batch_size, image_size, seconds, batches), json)
 
 
+@app.command("media")
+def bench_media(
+    video: Annotated[Path | None, typer.Option(help="A clip of ten seconds; by default one of 720p.")] = None,
+    repeats: Annotated[int, typer.Option(help="Timed repetitions; the median is printed.", min=1)] = 5,
+    json: Json = False,
+) -> None:
+    """Time of converting a clip for training against the bare decode of the same bytes, in the same run.
+
+    Example: `avloc bench media --repeats 3`
+    """
+    from avloc.bench.media import measure_media
+    from avloc.bench.step import print_result
+
+    print_result(measure_media(video, repeats), json)
+
+
 @app.command("metrics")
 def bench_metrics(
     maps: Annotated[int, typer.Option(help="Samples.", min=1)] = 500,

@@ -188,6 +188,8 @@ class Record:
         negative: what kind of negative; None for a positive.
         text: captions and other text by kind (``image``, ``audio``, ``llm``).
         provenance: where it comes from.
+        media: what was met when its media were read: kind to extent, such as ``damaged`` to the seconds of sound that
+            are lost, ``first_frame_late`` to the seconds by which pictures begin too late, ``silent`` to 1.
         schema: version of this schema.
     """
 
@@ -206,6 +208,7 @@ class Record:
     negative: Negative | None = None
     text: dict[str, Any] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
+    media: dict[str, float] = field(default_factory=dict)
     schema: int = SCHEMA_VERSION
 
     @property
@@ -266,6 +269,7 @@ class Record:
         # Younger than the first shards, whose bytes must not change: left out where they say nothing.
         data["frames"] = [without(f, "semantic") for f in data["frames"]]
         data["audios"] = [without(a, "kind") for a in data["audios"]]
+        data = without(data, "media")
         return json.dumps(data, allow_nan=False, ensure_ascii=False)
 
     @classmethod

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -18,7 +19,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 import webdataset
 
+from avloc.data.media.files import signature
 from avloc.data.schema import SCHEMA_VERSION, Record, Sample
 
 __all__ = [
@@ -124,11 +126,15 @@ class WriteReport:
         index: path of the index; None while other parts are unwritten.
         written: records in the shards of this part, kept ones included.
         skipped: every job of this part that gave no sample.
+        found: key, kind and extent of what was met when media were read (`Record.media`).
+        seconds: of all sounds.
     """
 
     index: Path | None
     written: int
     skipped: list[Skipped]
+    found: list[tuple[str, str, float]] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def make(job: Job) -> Sample | Skipped:
@@ -159,7 +165,8 @@ def write_shards(
     mapper: Callable[[Sequence[Job]], Iterator[Sample | Skipped]] = lambda jobs: map(make, jobs),
     progress: Callable[[int], None] = lambda n: None,
 ) -> WriteReport:
-    """Write a set, or the rest of it: finished shards with the same plan are kept.
+    """Write a set, or the rest of it: finished shards with the same plan are kept. A job that was skipped, or whose
+    media were damaged, is done again when its files are others than before, or there at last.
 
     Args:
         folder: made when absent.
@@ -188,8 +195,11 @@ def write_shards(
     mine = np.array_split(np.arange(len(plan)), num_parts)[part].tolist()
     refuse_other_plan(folder, f"{name}-{split}", {f: fingerprint(jobs) for f, jobs in zip(files, plan, strict=True)})
     for i in mine:
-        if finished(folder, files[i], fingerprint(plan[i])) is None:
+        note = finished(folder, files[i], fingerprint(plan[i]))
+        if note is None:
             write_one(folder, files[i], plan[i], mapper, progress)
+        elif again := to_try_again(note, plan[i]):
+            write_one(folder, files[i], plan[i], mapper, progress, note, again)
         else:
             progress(len(plan[i]))
     notes = {i: finished(folder, files[i], fingerprint(plan[i])) for i in range(len(plan))}
@@ -198,6 +208,8 @@ def write_shards(
         index=None,
         written=sum(n["count"] for n in own),
         skipped=[Skipped(*s) for n in own for s in n["skipped"]],
+        found=[(key, kind, extent) for n in own for key, kind, extent in n.get("found", [])],
+        seconds=sum(n.get("seconds", 0.0) for n in own),
     )
     if all(notes.values()):
         report.index = write_index(folder, name, split, [n for n in notes.values() if n], licence)
@@ -301,35 +313,112 @@ def finished(folder: Path, file: str, plan: str) -> dict[str, Any] | None:
     return note if same else None
 
 
+def media_state(value: Any) -> str:
+    """Sizes and times of the files that a job reads: of all paths, and members of archives, that its function is bound
+    to. "" for none."""
+    if isinstance(value, Job):
+        return media_state(value.make)
+    if isinstance(value, Path) or type(value).__name__ == "Member":
+        return signature(value)
+    if isinstance(value, functools.partial):
+        value = [*value.args, *value.keywords.values()]
+    elif is_dataclass(value) and not isinstance(value, type | Record):
+        value = [getattr(value, f.name) for f in fields(value)]
+    elif isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return " ".join(filter(None, map(media_state, value)))
+    return ""
+
+
+def to_try_again(note: dict[str, Any], jobs: Sequence[Job]) -> set[str]:
+    """Keys of jobs that gave nothing, or something damaged, whose files are others now."""
+    states = note.get("states", {})
+    reasons = dict(note["skipped"])
+    damaged = {key for key, kind, _ in note.get("found", []) if kind == "damaged"}
+    again = set()
+    for job in jobs:
+        if job.key in reasons or job.key in damaged:
+            now = media_state(job)
+            # Shards of earlier versions do not tell states: what was missing is looked for.
+            known = states.get(job.key, "" if "missing" in reasons.get(job.key, "") else now)
+            if now and now != known:
+                again.add(job.key)
+    return again
+
+
+def kept_records(url: Path, again: set[str]) -> dict[str, dict[str, bytes]]:
+    """Members of the records of a finished shard that stay, by key; none of a shard that cannot be read."""
+    try:
+        raws = {str(raw["__key__"]): raw for raw in read_shard(str(url))} if url.is_file() else {}
+    except ShardError:
+        return {}
+    return {
+        key: {name: data for name, data in raw.items() if not name.startswith("__")}
+        for key, raw in raws.items()
+        if key not in again
+    }
+
+
 def write_one(
     folder: Path,
     file: str,
     jobs: Sequence[Job],
     mapper: Callable[[Sequence[Job]], Iterator[Sample | Skipped]],
     progress: Callable[[int], None],
+    before: dict[str, Any] | None = None,
+    again: set[str] = frozenset(),  # type: ignore[assignment]
 ) -> None:
     """Make and write one shard under a temporary name; give it its own name when it is whole and on the
-    disk."""
+    disk.
+
+    Args:
+        before: the note about the finished shard that it replaces, whose records stay, but for those of the keys
+        again: that are to be made anew.
+    """
     for stale in folder.glob(f".tmp-{file}-*"):
         stale.unlink()  # of a writer that was killed
     temporary = folder / f".tmp-{file}-{os.getpid()}"
     skipped: list[tuple[str, str]] = []
+    found: list[tuple[str, str, float]] = []
+    states: dict[str, str] = {}
     classes: Counter[str] = Counter()
     count = units = 0
+    seconds = 0.0
+    kept = kept_records(folder / file, again) if before else {}
+    reasons = {key: reason for key, reason in before["skipped"] if key not in again} if before else {}
+    old_states = before.get("states", {}) if before else {}
+    todo = [j for j in jobs if j.key not in kept and j.key not in reasons]
     try:
         with temporary.open("wb") as f:
             with webdataset.TarWriter(f, encoder=False, mtime=0, user="avloc", group="avloc") as tar:
-                for job, made in zip(jobs, mapper(jobs), strict=True):
+                fresh = mapper(todo)
+                for job in jobs:
+                    made: Sample | Skipped
+                    if job.key in kept:
+                        meta = kept[job.key].pop("meta.json")
+                        made = Sample(Record.from_json(meta), kept[job.key])
+                        state = old_states.get(job.key)
+                    elif job.key in reasons:
+                        made, state = Skipped(job.key, reasons[job.key]), old_states.get(job.key)
+                    else:
+                        state = media_state(job)
+                        made = next(fresh)
+                        if isinstance(made, Sample):
+                            meta = made.record.to_json().encode()
                     if isinstance(made, Skipped):
                         skipped.append((made.key, made.reason))
                     else:
                         if made.key != job.key:
                             raise ShardError(f"{file}: the job {job.key} made a sample with the key {made.key}.")
-                        meta = made.record.to_json().encode()
                         tar.write({"__key__": made.key, "meta.json": meta, **made.members})
                         classes[made.record.label] += 1
                         count += 1
                         units += len(made.record.scored)
+                        seconds += sum(a.duration for a in made.record.audios)
+                        found += [(made.key, kind, extent) for kind, extent in made.record.media.items()]
+                    if state is not None and (isinstance(made, Skipped) or "damaged" in made.record.media):
+                        states[job.key] = state
                     progress(1)
             f.flush()
             os.fsync(f.fileno())
@@ -345,6 +434,9 @@ def write_one(
             plan=fingerprint(jobs),
             classes=classes,
             skipped=skipped,
+            found=found,
+            seconds=round(seconds, 3),
+            states=states,
         )
         if count:
             temporary.replace(folder / file)

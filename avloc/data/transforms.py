@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import default_collate
 
+from avloc.data.media.sounds import is_antiphase
 from avloc.data.mixtures import per_tile, side_by_side
 from avloc.data.schema import Audio, Record, Sample, SampleError, Target
 from avloc.types import AVBatch, InputSpec
@@ -239,7 +240,9 @@ def fit_audio(sound: Floats, spec: InputSpec, t: float = 0.0) -> Floats:
     if spec.channels == "left_then_right":
         wave = sound[:, :2].T.reshape(-1)
     else:
-        wave = sound[:, 0] if spec.channels == "first" or sound.shape[1] == 1 else sound.mean(1, dtype=np.float32)
+        # Channels that would cancel are a mistake of the recording: the left one is heard.
+        one = spec.channels == "first" or sound.shape[1] == 1 or is_antiphase(sound.T)
+        wave = sound[:, 0] if one else sound.mean(1, dtype=np.float32)
     T = spec.samples
     if spec.window == "frame":
         wave = wave[frame_start(t, len(wave), spec) :]

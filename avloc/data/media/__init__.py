@@ -7,10 +7,12 @@ a loose picture, `Library` the files of a folder by their ids, `MovieWriter` wri
 
 from avloc.data.media.clips import Clip, audio_16k, centre_frame, duration, frames_at, read_clip
 from avloc.data.media.files import PICTURES, SOUNDS, VIDEOS, MediaError, Member, Source, opened, signature
+from avloc.data.media.folders import Library, clip_id, parse_id
 from avloc.data.media.movies import MovieWriter
 from avloc.data.media.pictures import Pixels, decode_picture, eight_bits, pixels, read_picture, refuse_large
 from avloc.data.media.reading import Damage, Heard, Media, Shown, probe
 from avloc.data.media.sounds import FAULTS, Floats, faults, is_antiphase, mono
+from avloc.data.media.waves import read_sound
 
 __all__ = [
     "FAULTS",
@@ -21,6 +23,7 @@ __all__ = [
     "Damage",
     "Floats",
     "Heard",
+    "Library",
     "Media",
     "MediaError",
     "Member",
@@ -30,6 +33,7 @@ __all__ = [
     "Source",
     "audio_16k",
     "centre_frame",
+    "clip_id",
     "decode_picture",
     "duration",
     "eight_bits",
@@ -38,10 +42,12 @@ __all__ = [
     "is_antiphase",
     "mono",
     "opened",
+    "parse_id",
     "pixels",
     "probe",
     "read_clip",
     "read_picture",
+    "read_sound",
     "refuse_large",
     "signature",
 ]

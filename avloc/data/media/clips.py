@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,8 @@ from PIL import Image
 from avloc.data.media.files import REMEDY, MediaError, Source
 from avloc.data.media.pictures import STRAIGHT
 from avloc.data.media.reading import MOST_LOST, Media, Shown, probe
+
+SHORT = 0.25  # seconds by which a sound may end before the pictures without being called short
 
 __all__ = ["Clip", "audio_16k", "centre_frame", "duration", "frames_at", "read_clip"]
 
@@ -95,6 +98,9 @@ def read_clip(
         found["gaps"] = heard.gaps
     if late := max(p.late for p in shown):
         found["first_frame_late"] = round(late, 3)
+    pictures_end = media.picture_end if media.picture_end is not None else start + length
+    if wanted < min(seconds or math.inf, pictures_end - start) - SHORT:
+        found["short"] = round(wanted, 3)
     if upright and shown[0].turn != STRAIGHT:
         found["turned"] = 1.0
     middle_one = shown[(len(shown) - 1) // 2]

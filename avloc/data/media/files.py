@@ -32,7 +32,7 @@ PICTURES = (".jpg", ".jpeg", ".png")
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".aac", ".opus", ".mp4")
 VIDEOS = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".wmv", ".asf", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg"),
-    *(".flv", ".ogv", ".3gp", ".3g2", ".gif"),
+    *(".flv", ".f4v", ".ogv", ".3gp", ".3g2", ".vob", ".mxf", ".nut", ".gif"),
 )
 REMEDY = "Download it again, or leave it out."
 

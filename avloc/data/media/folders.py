@@ -10,16 +10,17 @@ import tarfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import indexed_gzip
 
-from avloc.data.media.files import SOUNDS, VIDEOS, MediaError, Member, Source, signature
+from avloc.data.media.files import PICTURES, SOUNDS, VIDEOS, MediaError, Member, Source, signature
 
 __all__ = ["ARCHIVES", "Library", "clip_id", "parse_id"]
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 SPACING = 16 << 20  # bytes between places from which a .tar.gz can be unpacked
-SUFFIX = re.compile(r"\.(mp4|m4v|mov|mkv|webm|avi|wmv|ts|mpg|flv|ogv|3gp|gif|wav|flac|mp3|jpg|jpeg|png)$", re.I)
+SUFFIX = re.compile(rf"({'|'.join(map(re.escape, {*VIDEOS, *SOUNDS, *PICTURES}))})$", re.I)
 SPAN = re.compile(r"(?P<video>.+)_(?P<start>\d+)_(?P<end>\d+)")
 SECOND = re.compile(r"(?P<video>.+)_(?P<start>\d+)")
 YOUTUBE = 11  # letters of an id, which may itself hold and begin with _ and -
@@ -145,7 +146,8 @@ def list_archive(archive: Path, notes: Path | None) -> tuple[list[tuple[str, int
             return [(name, offset, size) for name, offset, size in rows], points, cut
     wanted: Sequence[str] = (*VIDEOS, *SOUNDS)
     rows, cut, end = [], "", archive.stat().st_size
-    with indexed_gzip.IndexedGzipFile(str(archive), spacing=SPACING) if packed else archive.open("rb") as file:
+    opening: Any = indexed_gzip.IndexedGzipFile(str(archive), spacing=SPACING) if packed else archive.open("rb")
+    with opening as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:

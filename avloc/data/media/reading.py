@@ -179,9 +179,10 @@ class Media:
             damage: is told what that was.
         """
         self.need_pictures()
+        damage = Damage() if damage is None else damage
         with opened(self.source) as container:
             last = -math.inf
-            for frame, at, _ in decoded_frames(container, self.video or 0, damage or Damage(), True, self.fps):
+            for frame, at, _ in decoded_frames(container, self.video or 0, damage, True, self.fps):
                 if at - self.origin > last:
                     last = at - self.origin
                     yield last, frame
