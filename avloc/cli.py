@@ -10,7 +10,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import click
 import typer
+from typer.core import TyperCommand
 
 import avloc.audit.command
 import avloc.bench.command
@@ -21,6 +23,7 @@ import avloc.world.command
 import data_prep.command
 from avloc.errors import UsageError
 from avloc.experiment.command import KEYS_OF_A_YAML, PASSES_ON
+from avloc.plugins import load_plugins
 
 __all__ = ["COMMANDS", "main"]
 
@@ -42,6 +45,15 @@ COMMANDS: dict[Callable[..., None], tuple[str, dict[str, Any]]] = {
 }
 """Every plain command, the group that its help stands in, and how it reads its words."""
 
+
+class Command(TyperCommand):
+    """Other people's code is imported when a command runs: not for help, nor for a misused command line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        load_plugins()
+        return super().invoke(ctx)
+
+
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -54,7 +66,9 @@ app = typer.Typer(
 )
 for function, (group, reads) in COMMANDS.items():
     epilog = KEYS_OF_A_YAML if function in of_experiments.TRAINER_COMMANDS else None
-    app.command(rich_help_panel=group, context_settings=reads, epilog=epilog)(function)
+    app.command(cls=Command, rich_help_panel=group, context_settings=reads, epilog=epilog)(function)
+for command in avloc.bench.command.app.registered_commands:
+    command.cls = Command
 app.add_typer(
     avloc.bench.command.app,
     name="bench",

@@ -15,6 +15,7 @@ import pytest
 from avloc.cli import COMMANDS, main
 from avloc.errors import UsageError
 from avloc.experiment.command import KEYS
+from avloc.experiment.table import chosen
 from avloc.names import find_config
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
@@ -301,6 +302,40 @@ def test_experiments_lists_the_rows(capsys: pytest.CaptureFixture[str], monkeypa
     assert "souple_ctx4_pos1" in told
     assert "vggsound_144k" in told
     assert "souple_ctx8" not in told
+    assert "SOUPLE" in told
+    assert "souple table 6" in told
+
+
+def test_experiments_tell_what_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that the method takes by default count, the embedded world is always there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AVLOC_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("AVLOC_DATA", str(tmp_path / "sets"))
+    (entry,) = chosen("souple_ctx4_pos1")
+    assert entry.weights == ["hf:CIDAS/clipseg-rd64-refined", "beats"]
+    wanted = [*entry.weights, *entry.sets]
+    assert entry.missing(entry.weights) == wanted
+    assert {"vggsound_144k", "vggss"} <= set(wanted)
+    for file in ("CIDAS--clipseg-rd64-refined/model.safetensors", "sets/vggss/vggss-test.json"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).touch()
+    assert entry.missing(entry.weights) == [w for w in wanted if w not in ("hf:CIDAS/clipseg-rd64-refined", "vggss")]
+    (world,) = chosen("quickstart_acl_llm")
+    assert world.missing(world.weights) == []
+    laid = {entry.about.name: entry for entry in chosen("laid over")}
+    assert laid.keys() == {path.stem for path in (EXPERIMENTS / "overlays").iterdir()}
+    assert not laid["souple_sets"].weights
+
+
+def test_experiments_begin_with_the_headline_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [entry.about.name for entry in chosen()]
+    assert sorted(names) == sorted(path.stem for path in EXPERIMENTS.rglob("*.yaml"))
+    top = {path.stem for path in EXPERIMENTS.glob("*.yaml")}
+    assert set(names[: len(top)]) == top
+    main(["experiments"])
+    told = capsys.readouterr().out
+    assert all(name in told for name in top)
+    assert "avloc experiments WORD" in told
 
 
 def test_experiments_are_counted(capsys: pytest.CaptureFixture[str]) -> None:

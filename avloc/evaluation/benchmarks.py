@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from avloc.evaluation.protocols import protocol
+from avloc.evaluation.protocols import ProtocolError, protocol
 
-__all__ = ["BENCHMARKS", "Benchmark", "benchmark"]
+__all__ = ["BENCHMARKS", "Benchmark", "benchmark", "register"]
 
 
 @dataclass(frozen=True)
@@ -169,3 +169,17 @@ def benchmark(name: str, protocols: Sequence[str] | None = None) -> Benchmark:
     for each in protocols or ():
         protocol(each)
     return replace(found, protocols=tuple(protocols)) if protocols else found
+
+
+def register(added: Benchmark) -> None:
+    """Add a test set of one's own, with the protocols that it is scored by.
+
+    Raises:
+        ProtocolError: it names no protocol or an unknown one, or another set has the name.
+    """
+    if not added.protocols:
+        raise ProtocolError(f"Test set {added.name!r} names no protocol to be scored by.")
+    for name in added.protocols:
+        protocol(name)
+    if BENCHMARKS.setdefault(added.name, added) != added:
+        raise ProtocolError(f"There is a test set {added.name!r} already. Give yours a name of its own.")

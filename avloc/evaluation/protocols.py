@@ -35,7 +35,16 @@ from avloc.metrics.ciou import auc, success_curve, success_rate
 from avloc.metrics.thresholds import SWEEP
 from avloc.metrics.universal import GRID
 
-__all__ = ["PROTOCOLS", "Protocol", "ProtocolError", "Samples", "Summary", "protocol", "summarise_universal"]
+__all__ = [
+    "PROTOCOLS",
+    "Protocol",
+    "ProtocolError",
+    "Samples",
+    "Summary",
+    "protocol",
+    "register",
+    "summarise_universal",
+]
 
 Samples = Mapping[str, Tensor]
 """Per-sample columns ``<measure>:<column>`` and `avloc.evaluation.measures.IDENTITIES`, each float64 ``[n, k]``, in
@@ -46,7 +55,7 @@ Summary = dict[str, "float | list[float]"]
 
 
 class ProtocolError(LookupError):
-    """A protocol that does not exist."""
+    """A protocol that does not exist, or a name that is taken."""
 
 
 @dataclass(frozen=True)
@@ -668,3 +677,13 @@ def protocol(name: str) -> Protocol:
         near = get_close_matches(name, PROTOCOLS, n=3) or sorted(PROTOCOLS)
         raise ProtocolError(f"There is no protocol {name!r}. Did you mean {', '.join(near)}?")
     return PROTOCOLS[name]
+
+
+def register(added: Protocol) -> None:
+    """Add a protocol of one's own: YAMLs, tests, reports and `avloc rescore` know it by its name from now on.
+
+    Raises:
+        ProtocolError: another one has the name.
+    """
+    if PROTOCOLS.setdefault(added.name, added) != added:
+        raise ProtocolError(f"There is a protocol {added.name!r} already. Give yours a family of its own: mine/rule.")

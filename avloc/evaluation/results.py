@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from avloc.evaluation.measures import EXTENTS, IDENTITIES, KINDS, UNIVERSAL
-from avloc.evaluation.protocols import Samples, Summary, protocol, summarise_universal
+from avloc.evaluation.protocols import PROTOCOLS, Samples, Summary, protocol, summarise_universal
 from avloc.metrics.universal import GRID, choose_threshold
 
 __all__ = [
@@ -158,20 +158,28 @@ def read_samples(path: Path) -> dict[tuple[str, str], dict[str, torch.Tensor]]:
 
 
 def numbers_of_some(names: Sequence[str], columns: Mapping[str, NDArray[Any]]) -> dict[str, Summary]:
-    """`numbers` from columns as they stand in the file, ``negative`` as text: for the intervals of a report."""
+    """`numbers` from columns as they stand in the file, ``negative`` as text: for the intervals of a report.
+
+    Protocols that are unknown here have none.
+    """
+    names = known(names)
     kinds = np.array([KINDS.index(kind) for kind in columns["negative"]], np.float64)
     full = dict(columns) | {"negative": kinds}
     return numbers(names, {c: torch.from_numpy(v if v.ndim == 2 else v[:, None]) for c, v in full.items()})
 
 
-def rescore(folder: Path) -> dict[str, Any]:
+def known(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name in PROTOCOLS]
+
+
+def rescore(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """Compute every number of a run again from its per-sample values and write ``results.json`` anew.
 
     Args:
         folder: of a tested run.
 
     Returns:
-        what ``results.json`` holds now.
+        what ``results.json`` holds now, and the run's protocols that are unknown here: they keep their numbers.
 
     Raises:
         RescoreError: files are missing or disagree.
@@ -188,9 +196,13 @@ def rescore(folder: Path) -> dict[str, Any]:
                 continue
             if (name, row) not in samples:
                 raise RescoreError(f"{folder}: per_sample.parquet lacks the row {row!r} of {name}. Test the run again.")
-            entry["rows"][row] = numbers(entry["protocols"], samples[name, row], chosen["place"] if chosen else None)
+            mine = known(entry["protocols"])
+            again = numbers(mine, samples[name, row], chosen["place"] if chosen else None)
+            kept = {p: v for p, v in entry["rows"][row].items() if p in again or p in set(entry["protocols"]) - {*mine}}
+            entry["rows"][row] = kept | again
     write_results(path, results)
-    return results
+    used = dict.fromkeys(p for entry in results["sets"].values() for p in entry["protocols"])
+    return results, [p for p in used if not known([p])]
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:

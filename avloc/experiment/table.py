@@ -2,103 +2,114 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from avloc import weights
+from avloc.data.module import WORLD, AVDataModule, named_split
+from avloc.data.shards import ShardError
 from avloc.errors import UsageError
-from avloc.names import known
+from avloc.experiment.weights import sources_of
+from avloc.names import experiments_folder, known
+from avloc.report.experiments import Experiment, read_experiment
 
-__all__ = ["Entry", "count", "entries", "read", "table"]
+__all__ = ["Entry", "chosen", "count", "table"]
 
 
-@dataclass(frozen=True)
 class Entry:
-    """One YAML.
+    """An experiment with what it needs on this machine.
 
     Attributes:
-        name: its stem.
-        heading: the first sentence of its comment.
-        row: paper, table and row that it reproduces; empty where there is none.
-        sets: training and test sets.
-        overlay: it names no method and goes behind another ``-c``.
+        path: its YAML.
+        about: what its comment and its keys say.
     """
 
-    name: str
-    heading: str
-    row: str
-    sets: tuple[str, ...]
-    overlay: bool
-    weights: tuple[str, ...]
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.about: Experiment = read_experiment(path)
 
     @property
-    def missing(self) -> list[str]:
-        """Weight files and sets that are not on this machine."""
-        files = [w for w in self.weights if not any(p.is_file() for p in weights.candidates(w))]
-        root = Path("data")
-        sets = [s for s in self.sets if ":" not in s and not (root / s.partition("/")[0]).exists()]
-        return [*files, *sets]
+    def row(self) -> str:
+        """Paper, table and name of the published row; for an overlay and without one, what it is."""
+        row = self.about.reproduces
+        if self.about.overlay:
+            return "(laid over another)"
+        return f"{row.paper} table {row.table}, {row.variant or row.method}" if row else "(none)"
+
+    @property
+    def sets(self) -> dict[str, str]:
+        """Its sets, in the order of training, validation and test, with the split that a bare name means."""
+        data = yaml.safe_load(self.path.read_text()).get("data") or {}
+        found = {data["train"]: "train"} if data.get("train") else {}
+        return found | dict.fromkeys([*(data.get("val") or []), *(data.get("test") or [])], "test")
+
+    @property
+    def weights(self) -> list[str]:
+        """Every weight file that it needs, defaults of its method included; of an overlay none."""
+        return [] if self.about.overlay else sources_of(self.path)
+
+    def says(self, word: str) -> bool:
+        """Whether its name, folder, title, purpose or published row holds a word, in whatever case."""
+        text = f"{self.path.parent.name}/{self.about.name} {self.about.title} {self.about.about} {self.row}"
+        return word.lower() in text.lower()
+
+    def missing(self, sources: list[str]) -> list[str]:
+        """Those of its weights and sets that are not on this machine; the world is rendered where it is asked for."""
+        files = [w for w in sources if not any(p.is_file() for p in weights.candidates(w))]
+        data = AVDataModule(root=(yaml.safe_load(self.path.read_text()).get("data") or {}).get("root"))
+        return [*files, *(name for name, split in self.sets.items() if not is_here(data, name, split))]
 
 
-def read(path: Path) -> Entry:
-    """An entry from a YAML's comment and keys; no method is built."""
-    text = path.read_text()
-    content: dict[str, Any] = yaml.safe_load(text) or {}
-    comment = " ".join(line.lstrip("# ").strip() for line in re.match(r"(#.*\n)*", text)[0].splitlines())  # type: ignore[index]
-    heading = re.split(r"(?<=\.)\s", comment, maxsplit=1)[0]
-    of = content.get("reproduces")
-    row = "" if not of else " ".join(str(of[k]) for k in ("paper", "table", "method", "variant") if of.get(k))
-    data = content.get("data") or {}
-    sets = [*([data["train"]] if data.get("train") else []), *(data.get("test") or [])]
-    return Entry(
-        path.stem, heading, row, tuple(sets), "model" not in content, tuple(named_weights(content.get("model")))
-    )
+def is_here(data: AVDataModule, name: str, split: str) -> bool:
+    try:
+        return named_split(name, split)[0] == WORLD or Path(data.find(name, split)).is_file()
+    except ShardError:
+        return False
 
 
-def named_weights(settings: Any) -> list[str]:
-    """The weight sources that a YAML spells out; defaults are `avloc weights`' business."""
-    if isinstance(settings, str):
-        return [settings] if weights.is_source(settings) and settings != "random" else []
-    parts = settings.values() if isinstance(settings, dict) else settings if isinstance(settings, list) else ()
-    return list(dict.fromkeys(source for part in parts for source in named_weights(part)))
-
-
-def entries(word: str | None = None) -> list[Entry]:
-    """All experiments whose name, heading or row holds ``word``.
+def chosen(word: str | None = None) -> list[Entry]:
+    """All experiments that say ``word``: those at the top of the folder first, then folder by folder.
 
     Raises:
         UsageError: none does.
     """
-    found = [read(path) for path in known().values()]
-    wanted = (word or "").lower()
-    found = [e for e in found if wanted in f"{e.name} {e.heading} {e.row}".lower()]
+    top = experiments_folder()
+    paths = sorted(known().values(), key=lambda p: (p.parent != top, p))
+    found = [entry for entry in map(Entry, paths) if entry.says(word or "")]
     if not found:
         raise UsageError(f"No experiment is called, or says, {word!r}. `avloc experiments` lists all.")
     return found
 
 
 def table(word: str | None = None) -> None:
-    """Print them."""
-    rows = Table("experiment", "what", "published row", "sets", "not here", title="experiments")
-    for e in entries(word):
-        name = f"{e.name} (overlay)" if e.overlay else e.name
-        missing = ", ".join(e.missing) or "all here"
-        rows.add_row(*map(escape, (name, e.heading, e.row, ", ".join(e.sets), missing)))
+    """Print them; given a word, also their sets and weights, and which of those are not here."""
+    more = ("sets", "weights", "not here") if word else ()
+    rows = Table(Column("experiment", no_wrap=True), "what", "published row", *more, title="experiments")
+    folder = None
+    for entry in chosen(word):
+        if folder not in (None, entry.path.parent):
+            rows.add_section()
+        folder = entry.path.parent
+        cells = [entry.about.name, entry.about.title, entry.row]
+        if word:
+            needed = entry.weights
+            absent = ", ".join(entry.missing(needed)) or "all here"
+            cells += [", ".join(entry.sets), ", ".join(needed), absent]
+        rows.add_row(*map(escape, cells))
     Console().print(rows)
+    if not word:
+        print("avloc experiments WORD tells of some their sets and weights, and which of those are not here.")
 
 
 def count() -> None:
     """Print how many published rows the experiments reach, how many printed values are compared, and why the others
     are not."""
-    from avloc.evaluation.benchmarks import BENCHMARKS  # with torch, which a list of experiments does without
-    from avloc.report.experiments import read_experiment, told_rows
+    from avloc.evaluation.benchmarks import BENCHMARKS
+    from avloc.report.experiments import told_rows
     from avloc.report.published import told_comparisons
 
     every = [read_experiment(path) for path in known().values()]

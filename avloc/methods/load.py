@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from avloc.methods.base import IDENTITY, CheckpointError, Localizer
+from avloc.plugins import VARIABLE, may_import
 
 __all__ = ["load_method"]
 
@@ -21,13 +22,14 @@ def load_method(checkpoint: Path, device: str | torch.device | None = None) -> L
         device: where to put it; a GPU if there is one by default.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or not written by avloc.
+        CheckpointError: the file is missing, damaged, or not written by avloc; or its method lies in a module that is
+            neither the suite's nor a plugin's nor imported already: a checkpoint's word alone runs no code.
     """
     try:
         # A method's settings are classes of its package, which allows them when it is imported.
         for name in torch.serialization.get_unsafe_globals_in_checkpoint(checkpoint):
-            if name.startswith("avloc."):
-                importlib.import_module(name.rpartition(".")[0])
+            if may_import(module := name.rpartition(".")[0]):
+                importlib.import_module(module)
         head = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except FileNotFoundError as e:
         raise CheckpointError(f"There is no checkpoint {checkpoint}.") from e
@@ -36,6 +38,11 @@ def load_method(checkpoint: Path, device: str | torch.device | None = None) -> L
     if not isinstance(head, dict) or IDENTITY not in head:
         raise CheckpointError(f"{checkpoint} was not written by avloc: it has no {IDENTITY!r} entry.")
     module, _, name = head[IDENTITY]["method"].rpartition(".")
+    if not may_import(module):
+        raise CheckpointError(
+            f"{checkpoint} needs {module}.{name}, which is neither part of avloc nor a plugin, and is not imported on "
+            f"a checkpoint's word. If you trust that module, name it: {VARIABLE}={module} before the command."
+        )
     try:
         method = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as e:

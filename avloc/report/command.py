@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 import typer
 
 from avloc.names import complete_run
+from avloc.plugins import VARIABLE
 
 __all__ = ["report", "rescore"]
 
+OF_A_PLUGIN = f"If a module of yours adds it, name that: {VARIABLE}=MODULE before the command."
 Runs = Annotated[
     list[Path], typer.Argument(metavar="RUN...", help="Folders of tested runs.", autocompletion=complete_run)
 ]
@@ -46,10 +48,21 @@ def report(
 
     Example: `avloc report runs/souple_ctx4/version_0 --paper souple --table 1`
     """
+    from avloc.evaluation.protocols import PROTOCOLS
     from avloc.evaluation.results import numbers_of_some
     from avloc.report.tables import report as write_report
 
-    write_report(runs, out, metrics, paper=paper, table=table, seeds=seeds, rescore=numbers_of_some, keys=keys)
+    write_report(
+        runs,
+        out,
+        metrics,
+        paper=paper,
+        table=table,
+        seeds=seeds,
+        rescore=numbers_of_some,
+        keys=keys,
+        protocols=PROTOCOLS,
+    )
 
 
 def rescore(runs: Runs) -> None:
@@ -60,5 +73,7 @@ def rescore(runs: Runs) -> None:
     from avloc.evaluation.results import rescore as write_results
 
     for run in runs:
-        sets = write_results(run)["sets"]
-        print(f"{run / 'results.json'}: {len(sets)} sets")
+        results, unknown = write_results(run)
+        print(f"{run / 'results.json'}: {len(results['sets'])} sets")
+        for name in unknown:
+            print(f"  {name} is no protocol that is known here; its numbers stay as they are. {OF_A_PLUGIN}")

@@ -286,11 +286,13 @@ def rescored(
     Args:
         samples: of one row.
         protocol: its name.
-        rescore: computes the metrics.
+        rescore: computes the metrics; it leaves out a protocol that it does not know, whose numbers have no interval.
         resamples: fewer than elsewhere, for each takes as long as the table itself.
     """
     count = int(samples.cluster.max(initial=-1)) + 1
-    if count < 2:
+    each = np.arange(len(samples))
+    whole = rescore([protocol], columns(samples, each, np.zeros_like(each))).get(protocol)
+    if count < 2 or whole is None:
         return {}
     members = np.split(np.argsort(samples.cluster, kind="stable"), np.cumsum(np.bincount(samples.cluster))[:-1])
     random = np.random.default_rng(seed)
@@ -301,8 +303,6 @@ def rescored(
         for metric, value in rescore([protocol], columns(samples, np.concatenate(drawn), copy))[protocol].items():
             if isinstance(value, float):
                 found.setdefault(metric, []).append(value)
-    each = np.arange(len(samples))
-    whole = rescore([protocol], columns(samples, each, np.zeros_like(each)))[protocol]
     bounds = {m: bounded(v, np.array(found[m])) for m, v in whole.items() if isinstance(v, float) and m in found}
     return {metric: bound for metric, bound in bounds.items() if bound is not None}
 

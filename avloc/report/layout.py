@@ -94,7 +94,7 @@ def set_table(name: str, runs: Sequence[Run], metrics: str, bounds: Bounds | Non
             for row in HEARD:
                 if row in entry.rows:
                     table.add("heard", [f"{run.name}, {row}", *cells(entry.rows[row], columns), ""])
-            notes += notes_on(run, name)
+            notes += [*notes_on(run, name), *filter(None, [a.lost])]
             if entry.primary != goal:
                 notes.append(f"{run.name} was selected by {'/'.join(entry.primary)}, not by {'/'.join(goal)}.")
         if a.name in targets:
@@ -143,14 +143,25 @@ class Answer:
 
     @property
     def reproduced(self) -> published.Row | None:
-        """The published row to compare with: with OGL for the answer with OGL; None where the paper has none."""
+        """The published row to compare with: with OGL for the answer with OGL; None where there is none."""
         wanted = self.run.reproduces
-        if not wanted or len(self.run.own_rows) == 1:
-            return published.find(**wanted) if wanted else None
+        if not wanted:
+            return None
         try:
-            return published.find(**wanted | {"ogl": self.row == GUIDED})
+            return published.find(**wanted | ({"ogl": self.row == GUIDED} if len(self.run.own_rows) > 1 else {}))
         except published.PublishedError:
             return None
+
+    @property
+    def lost(self) -> str:
+        """Why the row that the run says it reproduces is not here; "" if it is."""
+        if not self.run.reproduces:
+            return ""
+        try:
+            published.find(**self.run.reproduces)
+        except published.PublishedError as e:
+            return f"{self.run.name} is compared with no published row: {e}"
+        return ""
 
     @property
     def alike(self) -> dict[published.Place, published.Row]:
@@ -235,6 +246,7 @@ def paper_table(runs: Sequence[Run], paper: str, table: str, bounds: Bounds | No
         out.add("group", ["runs without a row of this table", *[""] * len(columns)])
     for a in others:
         add_answer(out, a, places[a.run.name], bounds)
+    out.notes.extend(filter(None, (a.lost for a in others)))
     if others:
         out.notes.append(
             f"{listed(a.name for a in others)}: reproduces no row of this table, so no difference is given."
@@ -526,7 +538,11 @@ def columns_of(name: str, runs: Sequence[Run], targets: Sequence[published.Row],
         taken = {alike.get(goal, published_name(*goal)): goal} | taken
     for column in ordered:
         metric = published_name(*column)
-        if column in goals or metric in printed or (column[0] == goal[0] and metric in known_metrics()):
+        if (
+            column in goals
+            or metric in printed
+            or (column[0] == goal[0] and metric in known_metrics(tuple(published.papers())))
+        ):
             taken.setdefault(metric, column)
     return list(taken.values())
 
@@ -537,9 +553,9 @@ def published_name(protocol: str, metric: str) -> str:
 
 
 @cache
-def known_metrics() -> frozenset[str]:
-    """Every metric that some paper prints."""
-    tables = (t for p in published.papers() for t in published.load(p).tables)
+def known_metrics(papers: tuple[str, ...]) -> frozenset[str]:
+    """Every metric that one of the papers prints."""
+    tables = (t for p in papers for t in published.load(p).tables)
     return frozenset(v.metric for table in tables for row in table.rows for v in row.values)
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "load",
     "papers",
     "quoted",
+    "register",
     "told_comparisons",
     "unreached",
 ]
@@ -163,9 +164,36 @@ class Paper:
     tables: tuple[Table, ...]
 
 
+ADDED: dict[str, Path] = {}
+"""Papers of other people's packages: key to its YAML."""
+
+
 def papers() -> list[str]:
     """Keys of the papers whose numbers are here."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted({path.stem for path in FOLDER.glob("*.yaml")} | ADDED.keys())
+
+
+def register(path: Path | str) -> None:
+    """Add a paper of one's own: a YAML written like those of ``avloc/report/published``, named by the paper's key.
+
+    Raises:
+        PublishedError: there is no such file, it is no such YAML, or another paper has the key.
+    """
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise PublishedError(f"There is no {path} with published numbers.")
+    if ADDED.get(path.stem, path) != path or (FOLDER / path.name).is_file():
+        raise PublishedError(f"There is a paper {path.stem!r} already. Name {path} by another key.")
+    ADDED[path.stem] = path
+    all_rows.cache_clear()
+    try:
+        load(path.stem)
+    except (KeyError, TypeError, AttributeError, yaml.YAMLError) as e:
+        del ADDED[path.stem]
+        raise PublishedError(f"{path} is not written like the papers in {FOLDER} ({type(e).__name__}: {e}).") from e
+    except PublishedError:
+        del ADDED[path.stem]
+        raise
 
 
 @cache
@@ -175,7 +203,7 @@ def load(paper: str) -> Paper:
     Raises:
         PublishedError: there is no such paper, or a value neither names a protocol nor says why it has none.
     """
-    path = FOLDER / f"{paper}.yaml"
+    path = ADDED.get(paper, FOLDER / f"{paper}.yaml")
     if paper not in papers():
         raise PublishedError(f"No published numbers for paper {paper!r}; there are {', '.join(papers())}.")
     content = yaml.load(path.read_text(), LOADER)

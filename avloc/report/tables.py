@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +15,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from avloc.plugins import VARIABLE
 from avloc.report import published
 from avloc.report.breakdown import breakdowns
 from avloc.report.curves import plots_of
@@ -24,6 +25,7 @@ from avloc.report.gallery import Figure, asked, chosen, entries, figures, read_k
 from avloc.report.intervals import Bounds, Rescore
 from avloc.report.keys import KeysError, aliases, near, read_keys
 from avloc.report.layout import (
+    UNIVERSAL,
     ResultTable,
     compare,
     paper_table,
@@ -31,7 +33,7 @@ from avloc.report.layout import (
     universal_table,
     with_distinct_names,
 )
-from avloc.report.results import GUIDED, MODEL, ResultsError, Run, read_run
+from avloc.report.results import GUIDED, MODEL, ResultsError, Run, Scores, read_run
 from avloc.report.seeds import Seeds, first_seeds, spread, with_seeds
 
 __all__ = ["ResultTable", "ResultsError", "compare", "read_run", "report", "to_frame", "to_latex", "to_markdown"]
@@ -59,6 +61,7 @@ def report(
     rescore: Rescore | None = None,
     console: Console | None = None,
     keys: str | Path | Sequence[str] | None = None,
+    protocols: Collection[str] | None = None,
 ) -> list[ResultTable]:
     """Print runs beside the published numbers; given ``out``, write ``report.md``, ``.csv``, ``.tex``, ``.html`` there.
 
@@ -75,6 +78,8 @@ def report(
         console: to print on.
         keys: samples that the page shows first, every run's answers side by side, as `avloc.report.keys.read_keys`
             takes them; ``chosen.pdf`` holds the same figures for a paper.
+        protocols: names of those known here; a note tells of a run's others, whose numbers are shown as they are
+            stored. None for no such note.
 
     Raises:
         KeysError: no run tested one of the ``keys``, or they cannot be read.
@@ -107,6 +112,9 @@ def report(
         ]
         for each in tables:
             each.notes.extend(absent)
+    for each in tables:
+        shown = [run.sets[each.set] for run in runs if each.set in run.sets]
+        each.notes.extend(unknown_protocols(shown or [s for run in runs for s in run.sets.values()], protocols))
     console = console or Console(width=None if sys.stdout.isatty() else WIDTH)
     for each in tables:
         console.print(to_rich(each))
@@ -130,6 +138,18 @@ def report(
             console.print(f"  {note}", markup=False, highlight=False)
         console.print(f"  {folder / 'report.html'}", highlight=False)
     return tables
+
+
+def unknown_protocols(sets: Sequence[Scores], known: Collection[str] | None) -> list[str]:
+    """A note on each protocol of some sets that is not known here."""
+    used = dict.fromkeys(protocol for scores in sets for protocol in scores.rows[MODEL] if protocol != UNIVERSAL)
+    return [
+        f"{name} is no protocol that is known here: its numbers are those of results.json, with an interval only if "
+        f"they are means of per_sample.parquet. If a module of yours adds it, name that: {VARIABLE}=MODULE before the "
+        "command."
+        for name in used
+        if known is not None and name not in known
+    ]
 
 
 def published_tables(runs: Sequence[Run], paper: str, table: str | None) -> list[tuple[published.Place, Sequence[Run]]]:

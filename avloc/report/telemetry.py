@@ -10,8 +10,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 import wandb
@@ -19,7 +21,6 @@ import yaml
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from wandb.sdk.lib import wbauth
 
 from avloc.methods.acl.inversion import Heard, class_phrases, heard_as
 from avloc.methods.base import Localizer, global_seed
@@ -68,7 +69,17 @@ def wandb_offline() -> bool:
         return mode not in ("online", "shared")
     # Not wandb.setup(): it freezes W&B's settings before Lightning sets the mode; init would ask for a key.
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    return not (os.environ.get("WANDB_API_KEY") or wbauth.read_netrc_auth(host=host))
+    return not (os.environ.get("WANDB_API_KEY") or in_netrc(host))
+
+
+def in_netrc(url: str) -> bool:
+    """Whether netrc (``$NETRC``, else that of the home folder) knows a server; a damaged file knows none."""
+    files = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    path = next((p for p in map(Path, map(os.path.expanduser, files)) if p.is_file()), None)
+    try:
+        return path is not None and netrc(path).authenticators(urlsplit(url).netloc) is not None
+    except (NetrcParseError, OSError):
+        return False
 
 
 def default_loggers(save_dir: Path | str, name: str) -> list[Logger]:

@@ -328,7 +328,21 @@ def test_offline_unless_logged_in_or_told(monkeypatch, mode, key, offline):
 def test_a_key_in_netrc_is_a_login(monkeypatch, tmp_path):
     (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {'b' * 40}\n")
     assert not wandb_offline()
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org:8080")
+    assert wandb_offline()
+    (tmp_path / "netrc").write_text(f"machine wandb.example.org:8080 login user password {'b' * 40}\n")
+    assert not wandb_offline()
+    monkeypatch.delenv("NETRC")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    assert wandb_offline()
+    (tmp_path / "netrc").rename(tmp_path / "home" / ".netrc")
+    assert not wandb_offline()
+
+
+@pytest.mark.usefixtures("logged_out")
+def test_a_damaged_netrc_is_no_login(tmp_path):
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login\n  passwort x y z\n")
     assert wandb_offline()
 
 
