@@ -44,7 +44,7 @@ benchmarks.register(benchmarks.Benchmark("mine_set", ("mine/odds", "vggss/top50"
 published.register(Path(__file__).with_name("mypaper.yaml"))
 """
 FLAGS = {"ogl": False, "oracle": False, "ours": True, "zero_shot": None}
-CELL = {"benchmark": "mine_printed", "metric": "odds", "threshold": None, "value": "0.75", "unit": "fraction"}
+CELL = {"benchmark": "mine_printed", "metric": "odds", "threshold": None, "value": "0.7500", "unit": "fraction"}
 PAPER = {
     "paper": {"key": "mypaper", "title": "Odds", "authors": "Somebody", "venue": None, "year": None},
     "doubts": [],
@@ -65,7 +65,7 @@ METHODS = "from avloc.methods.souple import SOUPLE\n\n\nclass Mine(SOUPLE):\n   
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working folder with modules of its user's; what they register is forgotten afterwards."""
     (tmp_path / "myrules.py").write_text(RULES)
-    (tmp_path / "mypaper.yaml").write_text(yaml.safe_dump(PAPER).replace("'0.75'", "0.75"))
+    (tmp_path / "mypaper.yaml").write_text(yaml.safe_dump(PAPER))
     (tmp_path / "mymethods.py").write_text(METHODS)
     (tmp_path / "mybroken.py").write_text("import no_such_thing\n")
     monkeypatch.chdir(tmp_path)
@@ -186,9 +186,7 @@ def test_a_method_of_the_working_folder_is_fitted_and_loaded(here: Path, monkeyp
     write_world(here / "data" / "world", "single", scenes=4)
     content = yaml.safe_load(find_config("quickstart").read_text())
     content["model"]["class_path"] = "mymethods.Mine"
-    content["model"]["init_args"] |= {
-        k: v if isinstance(v, str | int) else list(v) for k, v in tiny_files(here).items()
-    }
+    content["model"]["init_args"] |= {k: [*v] if isinstance(v, tuple) else v for k, v in tiny_files(here).items()}
     content["data"] |= {"train": "world:single", "val": [], "test": [], "batch_size": 4, "num_workers": 0}
     content["trainer"] |= {"max_steps": 1, "max_epochs": 1, "accelerator": "cpu", "logger": False}
     content["trainer"] |= {"enable_progress_bar": False, "enable_model_summary": False}

@@ -290,9 +290,11 @@ def rescored(
         resamples: fewer than elsewhere, for each takes as long as the table itself.
     """
     count = int(samples.cluster.max(initial=-1)) + 1
+    if count < 2:
+        return {}
     each = np.arange(len(samples))
     whole = rescore([protocol], columns(samples, each, np.zeros_like(each))).get(protocol)
-    if count < 2 or whole is None:
+    if whole is None:
         return {}
     members = np.split(np.argsort(samples.cluster, kind="stable"), np.cumsum(np.bincount(samples.cluster))[:-1])
     random = np.random.default_rng(seed)
