@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import click
 import typer
 from typer.core import TyperCommand
 
@@ -49,7 +48,7 @@ COMMANDS: dict[Callable[..., None], tuple[str, dict[str, Any]]] = {
 class Command(TyperCommand):
     """Other people's code is imported when a command runs: not for help, nor for a misused command line."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         load_plugins()
         return super().invoke(ctx)
 
