@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from avloc.data import store as store_module
+from avloc.data import stored as stored_module
 from avloc.data.indexed import EvalSet
 from avloc.data.schema import Sample, SampleError
 from avloc.data.shards import read_index
@@ -395,7 +395,7 @@ def test_a_part_appears_with_its_json_and_may_be_written_again(tmp_path: Path) -
 def test_a_full_disk_is_told_before_and_while_it_fills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = clips(tmp_path)
     usage = shutil._ntuple_diskusage(0, 0, 18 * 19 - 1)  # 2 + 12 + 1 + 4 bytes a unit
-    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(StoreError, match=r"18 units of 0.0 KB need 0.0 GB, only"):
         store_features(Grey(), path)
     usage = usage._replace(free=18 * 19)
@@ -404,7 +404,7 @@ def test_a_full_disk_is_told_before_and_while_it_fills(tmp_path: Path, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "write_json", full)
+        patch.setattr(stored_module, "write_json", full)
         target = Grey()
         with pytest.raises(StoreError, match=r"No space left in .*finished parts stay"):
             store_features(target, path)
@@ -414,7 +414,7 @@ def test_a_full_disk_is_told_before_and_while_it_fills(tmp_path: Path, monkeypat
 def test_most_parts_stay_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = clips(tmp_path, per_shard=1)
     store_features(Grey(), path)
-    monkeypatch.setattr(store_module, "MOST_OPEN", 5)
+    monkeypatch.setattr(stored_module, "MOST_OPEN", 5)
     store = open_features(Grey(), read_index(path))
     rows = [store.row(k) for k in names()]
     assert len(store._open) == 5

@@ -347,10 +347,11 @@ HAND = {
         2,
         {
             "multi/sources/cap": (3 * 3 / 16 + 1 / 8) / 4,
-            "multi/sources/ciou@10": 1,  # the larger half is all, of which each source is an eighth
+            "multi/sources/ciou@10": 3 / 4,  # the larger half leaves out what the map says is nothing, so it is C
             "multi/sources/ciou@30": 0,
             "multi/tvsl/cap": (3 * 3 / 16 + 1 / 8) / 4,
-            "multi/tvsl/ciou@30": 3 * (1 / 5) / 4,
+            "multi/tvsl/ciou@30": 0,
+            "multi/tvsl/release@30": 3 * (1 / 5) / 4,
             "multi/noprior/ciou@30": 1 / 2,
             "multi/noprior/ciou@50": 0,
             "multi/noprior/count_accuracy": 0,
@@ -360,10 +361,22 @@ HAND = {
     # middle tile; or columns 224..671 of 896, four times C, with those of the middle two. The rest has the precision of
     # the whole row: 1/12, or 1/16.
     "vgg_mix3": Hand(
-        4, {"multi/sources/cap": (1 / 3 + 2 / 12) / 3, "multi/sources/ciou@10": 0, "multi/tvsl/ciou@30": 1 / 3 / 3}
+        4,
+        {
+            "multi/sources/cap": (1 / 3 + 2 / 12) / 3,
+            "multi/sources/ciou@10": 1 / 3,
+            "multi/tvsl/ciou@30": 1 / 3,
+            "multi/tvsl/release@30": 1 / 3 / 3,
+        },
     ),
     "vgg_mix4": Hand(
-        4, {"multi/sources/cap": (2 / 4 + 2 / 16) / 4, "multi/sources/ciou@10": 0, "multi/tvsl/ciou@30": 2 / 4 / 4}
+        4,
+        {
+            "multi/sources/cap": (2 / 4 + 2 / 16) / 4,
+            "multi/sources/ciou@10": 2 / 4,
+            "multi/tvsl/ciou@30": 0,
+            "multi/tvsl/release@30": 2 / 4 / 4,
+        },
     ),
     # 28:140 x 56:112 shares 84 * 56 with C: 3/4 of it, 3/8 of C; and 0:56 x 0:112, which shares nothing
     "music_solo": Hand(
@@ -380,7 +393,8 @@ HAND = {
             "multi/sources/cap": (1 + AP_CORNER) / 2,
             "multi/sources/piap": (1 + AP_CORNER) / 2,
             "multi/sources/ciou@10": 1,
-            "multi/tvsl/ciou@30": (1 + 1 / 7) / 2,
+            "multi/tvsl/ciou@30": 1 / 2,
+            "multi/tvsl/release@30": (1 + 1 / 7) / 2,
         },
     ),
 }

@@ -93,7 +93,10 @@ class Case:
             if got.shape != want.shape:
                 return f"{self.id}: {name} has shape {tuple(got.shape)}, expected {tuple(want.shape)}"
             a, b = got.to(torch.float64), want.to(torch.float64)
-            bound = tolerance["atol"] + tolerance["rtol"] * b.abs()
+            # Either of the case's two bounds suffices: processors add float32 up differently, and a gradient that went
+            # through a logarithm of small powers shows it, for which the case names a bound of its own.
+            bounds = [tolerance, tolerance.get("per_tensor", {}).get(name, tolerance)]
+            bound = torch.stack([t["atol"] + t["rtol"] * b.abs() for t in bounds]).amax(0)
             wrong = ~torch.isclose(a, b, atol=0, rtol=0, equal_nan=True) & ~((a - b).abs() <= bound)
             if wrong.any():
                 worst = torch.where(wrong, (a - b).abs().nan_to_num(float("inf")), 0).flatten().argmax()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from avloc.backbones.beats import BEATs
 from avloc.backbones.clipseg import CLIPSeg
@@ -37,7 +37,9 @@ class SOUPLE(ACL):
         variant: ``standard``, ``fusion``, ``ensemble`` or ``ensemble_test`` (table 8); see `SOUPLENetwork`.
         ensemble: see `SOUPLENetwork`.
         conditioned: see `SOUPLENetwork`.
-        acl: all options of `ACL` but ``template``, whose place the context takes.
+        template: none but the bare token, for the context takes its place. It is an argument so that a checkpoint of
+            ACL, which names its own, is refused for what it is.
+        acl: all other options of `ACL`.
     """
 
     paper_parameters = 2_380_000
@@ -52,6 +54,7 @@ class SOUPLE(ACL):
         variant: Variant = "standard",
         ensemble: Ensemble = "raw",
         conditioned: Conditioned = "asked",
+        template: Literal["{}"] = "{}",
         **acl: Any,
     ) -> None:
         self.network_type = partial(
