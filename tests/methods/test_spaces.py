@@ -110,7 +110,8 @@ def test_unit_vectors_of_the_towers(files: dict[str, str], kind: str) -> None:
             heard, read, seen = bind.encode_audio(audio), bind.encode_text(rows), bind.encode_image(normalise(crops))
     torch.testing.assert_close(space.hear(audio), by_hand(heard), atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(space.read(TEXTS), by_hand(read), atol=1e-5, rtol=1e-4)
-    assert torch.equal(space.read(TEXTS)[0], space.read(TEXTS)[2])
+    # The same text twice in a batch; a matrix product may round its rows apart.
+    torch.testing.assert_close(space.read(TEXTS)[0], space.read(TEXTS)[2], atol=1e-6, rtol=0)
     assert space.hear(audio).dtype == space.read(TEXTS).dtype == torch.float32
     if seen is None:
         with pytest.raises(ValueError, match="ClapSpace hears and reads, it cannot look"):
