@@ -20,6 +20,7 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -47,12 +48,42 @@ class WeightError(RuntimeError):
 
 @dataclass(frozen=True)
 class KnownWeight:
-    """A published weight file: what it is called, where its authors publish it, under which licence."""
+    """A published weight file.
+
+    Attributes:
+        file: its place in the weights' folder.
+        homepage: where its authors publish it, in words.
+        licence: of the weights.
+        note: what it is.
+        urls: where it is fetched from, in order of preference; none for the hub's repositories.
+        sha256: of the file, or the first digits of it; "" where no publisher tells it: then the first download's is
+            recorded and later ones must match.
+        megabytes: about how large it is (parameters times four bytes where the publisher tells no size).
+    """
 
     file: str
     homepage: str
     licence: str
     note: str = ""
+    urls: tuple[str, ...] = ()
+    sha256: str = ""
+    megabytes: int = 0
+
+    @property
+    def commercial(self) -> bool:
+        """Whether the licence lets everybody use it for money."""
+        return "NC" not in self.licence
+
+
+HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+RELEASES = "https://github.com/{}/releases/download/{}"
+OPENAI, META = "https://openaipublic.azureedge.net/clip/models", "https://dl.fbaipublicfiles.com"
+BEATS = "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2"
+
+
+def openai(digest: str, file: str) -> dict[str, Any]:
+    """OpenAI's addresses hold the file's SHA-256."""
+    return {"urls": (f"{OPENAI}/{digest}/{file}",), "sha256": digest}
 
 
 KNOWN: dict[str, KnownWeight] = {
@@ -61,93 +92,153 @@ KNOWN: dict[str, KnownWeight] = {
         "the Hugging Face model page CIDAS/clipseg-rd64-refined (model.safetensors or pytorch_model.bin)",
         "Apache-2.0",
         "CLIP ViT-B/16 with the refined 64-dimensional decoder",
+        megabytes=603,
     ),
     "beats": KnownWeight(
-        "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt",
+        f"{BEATS}.pt",
         "the README of microsoft/unilm, folder beats, 'Fine-tuned BEATs_iter3+ (AS2M) (cpt2)'",
         "MIT",
-        "AudioSet-fine-tuned; the classifier is not used",
+        "AudioSet-fine-tuned; the classifier is not used. Its authors' links have answered 403 since 2024; the "
+        "addresses are other people's copies, whose digest nobody publishes",
+        urls=(
+            f"{HUB}/camenduru/beats/resolve/main/{BEATS}.pt",
+            f"{HUB}/THUdyh/Ola_speech_encoders/resolve/main/{BEATS}.pt",
+            f"{HUB}/WeiChihChen/{BEATS}/resolve/main/{BEATS}.pt",
+        ),
+        megabytes=361,
     ),
     "vggish": KnownWeight(
         "vggish-10086976.pth",
         "the v0.1 release of harritaylor/torchvggish",
         "Apache-2.0",
         "AudioSet VGGish, ported from TensorFlow; raw 128-dimensional embeddings",
+        urls=(RELEASES.format("harritaylor/torchvggish", "v0.1") + "/vggish-10086976.pth",),
+        sha256="10086976",
+        megabytes=288,
     ),
     "vggish_pca": KnownWeight(
         "vggish_pca_params-970ea276.pth",
         "the v0.1 release of harritaylor/torchvggish",
         "Apache-2.0",
         "only for post-processed embeddings, which AVSBench and GAVS do not use",
+        urls=(RELEASES.format("harritaylor/torchvggish", "v0.1") + "/vggish_pca_params-970ea276.pth",),
+        sha256="970ea276",
+        megabytes=1,
     ),
     "sam_vit_b": KnownWeight(
-        "sam_vit_b_01ec64.pth", "the README of facebookresearch/segment-anything, ViT-B", "Apache-2.0", "1024 px"
+        "sam_vit_b_01ec64.pth",
+        "the README of facebookresearch/segment-anything, ViT-B",
+        "Apache-2.0",
+        "1024 px",
+        urls=(f"{META}/segment_anything/sam_vit_b_01ec64.pth",),
+        sha256="01ec64",
+        megabytes=375,
     ),
     "sam_vit_l": KnownWeight(
-        "sam_vit_l_0b3195.pth", "the README of facebookresearch/segment-anything, ViT-L", "Apache-2.0", "1024 px"
+        "sam_vit_l_0b3195.pth",
+        "the README of facebookresearch/segment-anything, ViT-L",
+        "Apache-2.0",
+        "1024 px",
+        urls=(f"{META}/segment_anything/sam_vit_l_0b3195.pth",),
+        sha256="0b3195",
+        megabytes=1250,
     ),
     "sam_vit_h": KnownWeight(
-        "sam_vit_h_4b8939.pth", "the README of facebookresearch/segment-anything, ViT-H", "Apache-2.0", "1024 px"
+        "sam_vit_h_4b8939.pth",
+        "the README of facebookresearch/segment-anything, ViT-H",
+        "Apache-2.0",
+        "1024 px",
+        urls=(f"{META}/segment_anything/sam_vit_h_4b8939.pth",),
+        sha256="4b8939",
+        megabytes=2565,
     ),
     "clip_rn50": KnownWeight(
         "RN50.pt",
         "the README of openai/CLIP (list of models in clip/clip.py), RN50",
         "MIT",
         "1024 wide; open_clip_model.safetensors of timm/resnet50_clip.openai is the same model, as file:PATH",
+        **openai("afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", "RN50.pt"),
+        megabytes=256,
     ),
     "clip_vit_b16": KnownWeight(
         "ViT-B-16.pt",
         "the README of openai/CLIP (list of models in clip/clip.py), ViT-B/16",
         "MIT",
         "512 wide; open_clip_model.safetensors of timm/vit_base_patch16_clip_224.openai is the same model",
+        **openai("5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f", "ViT-B-16.pt"),
+        megabytes=351,
     ),
     "clip_vit_b32": KnownWeight(
         "ViT-B-32.pt",
         "the README of openai/CLIP (list of models in clip/clip.py), ViT-B/32",
         "MIT",
         "512 wide; the space that Wav2CLIP hears into",
+        **openai("40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", "ViT-B-32.pt"),
+        megabytes=354,
     ),
     "audioclip_full": KnownWeight(
         "AudioCLIP-Full-Training.pt",
         "the v0.1 release of AndreyGuzhov/AudioCLIP",
         "MIT",
         "all three towers trained on AudioSet",
+        urls=(RELEASES.format("AndreyGuzhov/AudioCLIP", "v0.1") + "/AudioCLIP-Full-Training.pt",),
+        megabytes=537,
     ),
     "audioclip_partial": KnownWeight(
         "AudioCLIP-Partial-Training.pt",
         "the v0.1 release of AndreyGuzhov/AudioCLIP",
         "MIT",
         "the audio tower trained on AudioSet, the others are CLIP's RN50",
+        urls=(RELEASES.format("AndreyGuzhov/AudioCLIP", "v0.1") + "/AudioCLIP-Partial-Training.pt",),
+        megabytes=537,
     ),
     "wav2clip": KnownWeight(
         "Wav2CLIP.pt",
         "the v0.1.0-alpha release of descriptinc/lyrebird-wav2clip",
         "MIT",
         "ResNet-18 that hears into the space of CLIP's ViT-B/32",
+        urls=(RELEASES.format("descriptinc/lyrebird-wav2clip", "v0.1.0-alpha") + "/Wav2CLIP.pt",),
+        megabytes=47,
     ),
     "hf:google/owlv2-base-patch16-ensemble": KnownWeight(
         "google--owlv2-base-patch16-ensemble/model.safetensors",
         "the Hugging Face model page google/owlv2-base-patch16-ensemble (the whole snapshot)",
         "Apache-2.0",
         "boxes by objectness, without text",
+        megabytes=620,
     ),
     "hf:IDEA-Research/grounding-dino-tiny": KnownWeight(
         "IDEA-Research--grounding-dino-tiny/model.safetensors",
         "the Hugging Face model page IDEA-Research/grounding-dino-tiny (the whole snapshot)",
         "Apache-2.0",
         "boxes of one phrase",
+        megabytes=690,
     ),
     "resnet18": KnownWeight(
         "resnet18-f37072fd.pth",
         "torchvision's model page, ResNet-18 IMAGENET1K_V1",
         "BSD-3-Clause",
         "objects of the picture, for object-guided rows; timm/resnet18.tv_in1k is the same model",
+        urls=("https://download.pytorch.org/models/resnet18-f37072fd.pth",),
+        sha256="f37072fd",
+        megabytes=47,
     ),
     "resnet50": KnownWeight(
-        "resnet50-19c8e357.pth", "torchvision's model page, ResNet-50 IMAGENET1K_V1", "BSD-3-Clause", "TPAVI's encoder"
+        "resnet50-19c8e357.pth",
+        "torchvision's model page, ResNet-50 IMAGENET1K_V1",
+        "BSD-3-Clause",
+        "TPAVI's encoder",
+        urls=("https://download.pytorch.org/models/resnet50-19c8e357.pth",),
+        sha256="19c8e357",
+        megabytes=103,
     ),
     "pvt_v2_b5": KnownWeight(
-        "pvt_v2_b5.pth", "the releases of whai362/PVT, version 2", "Apache-2.0", "TPAVI's encoder"
+        "pvt_v2_b5.pth",
+        "the releases of whai362/PVT, version 2",
+        "Apache-2.0",
+        "TPAVI's encoder",
+        urls=(RELEASES.format("whai362/PVT", "v2") + "/pvt_v2_b5.pth",),
+        megabytes=329,
     ),
     "hf:laion/clap-htsat-unfused": KnownWeight(
         "laion--clap-htsat-unfused/pytorch_model.bin",
@@ -155,12 +246,15 @@ KNOWN: dict[str, KnownWeight] = {
         "preprocessor_config.json and tokenizer.json too)",
         "Apache-2.0",
         "hears and reads, for the open-vocabulary baselines",
+        megabytes=615,
     ),
     "imagebind": KnownWeight(
         "imagebind_huge.pth",
         "the README of facebookresearch/ImageBind, imagebind_huge",
         "CC-BY-NC 4.0",
         "not for commercial use; its vision, audio and text towers are used",
+        urls=(f"{META}/imagebind/imagebind_huge.pth",),
+        megabytes=4800,
     ),
 }
 
@@ -202,7 +296,8 @@ def locate(source: str) -> WeightFile:
     origin = f"Get it from {known.homepage} (licence {known.licence}) and put it at" if known else "Put it at"
     raise WeightError(
         f"Weights {source!r} are not on this machine. {origin} one of:\n  {where}\n"
-        f"(AVLOC_WEIGHTS names another folder than {weights_folder()}; `avloc weights` lists what is needed)"
+        f"(AVLOC_WEIGHTS names another folder than {weights_folder()}; "
+        "`avloc weights --experiment NAME` lists what is needed and fetches it with --get)"
     )
 
 

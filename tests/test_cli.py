@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from avloc.cli import COMMANDS, main
 from avloc.errors import UsageError
@@ -94,6 +96,42 @@ def test_missing_weights_say_where_to_get_them(
     assert "Apache-2.0" in told
 
 
+def test_weights_are_told_whole_fetched_and_contributed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a folder that stands for a mirror; without a terminal nothing is fetched that nobody accepted."""
+    monkeypatch.setenv("AVLOC_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("avloc.weights.hub_cache", lambda name: [])
+    mirror = tmp_path / "mirror"
+    (mirror / "CIDAS--clipseg-rd64-refined").mkdir(parents=True)
+    (mirror / "CIDAS--clipseg-rd64-refined" / "model.safetensors").write_bytes(b"clipseg")
+    beats = "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt"
+    (mirror / beats).write_bytes(b"beats")
+    ask = ["weights", "--experiment", "souple_ctx4"]
+    main(ask)
+    listed = capsys.readouterr().out
+    assert str(tmp_path / "weights" / beats) in listed  # no name is cut, however narrow the terminal
+    assert "https://huggingface.co/camenduru/beats/resolve/main/" + beats in listed
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    with pytest.raises(SystemExit) as e:
+        main([*ask, "--get", "--from", str(mirror)])
+    assert e.value.code == 2
+    assert "licence MIT" in capsys.readouterr().out
+    assert not (tmp_path / "weights" / beats).exists()
+    main([*ask, "--get", "--yes", "--from", str(mirror)])
+    assert str(tmp_path / "weights" / beats) in capsys.readouterr().out
+    main([*ask, "--digest"])
+    digests = yaml.safe_load(capsys.readouterr().out)
+    assert digests["beats"] == hashlib.sha256(b"beats").hexdigest()
+    main([*ask, "--json"])
+    rows = {row["source"]: row for row in json.loads(capsys.readouterr().out)}
+    assert (rows["beats"]["here"], rows["beats"]["sha256"]) == (True, digests["beats"])
+    with pytest.raises(SystemExit):
+        main(["weights", "--get"])
+    assert "name it with --experiment" in capsys.readouterr().err
+
+
 def test_weights_lists_what_an_experiment_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,7 +144,7 @@ def test_weights_lists_what_an_experiment_needs(
     main(["weights", "--experiment", "quickstart"])
     told = capsys.readouterr().out
     assert "world:clipseg" in told
-    assert "yes" in told
+    assert "here" in told
     main(["weights", "--experiment", "seac"])  # files of parts, and of parts of parts
     told = capsys.readouterr().out
     for file in ("RN50.pt", "vggish-10086976.pth", "sam_vit_h_4b8939.pth", "data/mavl_boxes.safetensors"):

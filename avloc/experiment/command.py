@@ -129,6 +129,7 @@ def train(
         str | None,
         typer.Option(help="5 for the seeds 0 to 4, 3,4,7 for those: a run for each, and means with deviations."),
     ] = None,
+    get: Annotated[bool, typer.Option("--get", help="Fetch missing weight files first, as `avloc weights`.")] = False,
 ) -> None:
     """Fit each experiment, test its best checkpoint, and print its table beside the published row.
 
@@ -145,6 +146,10 @@ def train(
         raise UsageError("--seeds sets --seed_everything of each run; give one of the two.")
     wanted: list[int | None] = [None] if seeds is None else [*seeds_in(seeds)]
     configs = [find_config(name) for name in names]
+    if get:
+        from avloc.experiment import weights as files
+
+        files.get([source for config in configs for source in files.sources_of(config)])
     runs = []
     for config, seed in [(c, s) for c in configs for s in (wanted if trains(c, options) else [None])]:
         runs_folder = Path(RUNS) / (option(options, "--experiment") or config.stem)
@@ -251,14 +256,37 @@ def weights(
     experiment: Annotated[
         str | None, typer.Option(help="Name or YAML; all known files by default.", autocompletion=complete_experiment)
     ] = None,
+    get: Annotated[bool, typer.Option("--get", help="Fetch what is missing.")] = False,
+    origin: Annotated[
+        str | None,
+        typer.Option("--from", help="A folder or address that holds the files, looked in first; also $AVLOC_MIRROR."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Accept the licences without being asked.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it, for a program.")] = False,
+    digest: Annotated[
+        bool, typer.Option("--digest", help="The SHA-256 of the files that are here, to contribute them.")
+    ] = False,
 ) -> None:
-    """List the weight files that an experiment needs: present or not, from where, licence, SHA-256.
+    """List the weight files that an experiment needs: present or not, from where, licence, SHA-256; or fetch them.
 
-    Example: `avloc weights --experiment souple_ctx4`
+    A broken download goes on where it stopped; a file is in place only when its length and digest are right.
+
+    Example: `avloc weights --experiment souple_ctx4 --get`
     """
-    from avloc.experiment.weights import table
+    from avloc.experiment import weights as files
 
-    table(find_config(experiment) if experiment else None)
+    if get + as_json + digest > 1:
+        raise UsageError("Give one of --get, --json and --digest.")
+    config = find_config(experiment) if experiment else None
+    if get and config is None:
+        raise UsageError("--get fetches what an experiment needs: name it with --experiment.")
+    if get:
+        assert config is not None
+        files.get(files.sources_of(config), origin, yes)
+    elif digest:
+        files.digests(config)
+    else:
+        files.table(config, as_json)
 
 
 def experiments(
