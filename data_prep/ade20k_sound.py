@@ -11,7 +11,6 @@ picture and mask; here both are whole, and squashed like every other set.
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +19,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from avloc.data.media import MediaError
 from avloc.data.schema import Provenance, Record, Sample, Target, sample_key
@@ -35,6 +33,7 @@ from data_prep.common import (
     picture,
     read_table,
     sound,
+    stored_mask,
     unlisted,
 )
 from data_prep.loose import existing, sounds, subfolder
@@ -68,8 +67,7 @@ def class_map(path: Path) -> NDArray[np.int64]:
     Raises:
         MediaError: absent, broken, or without colours.
     """
-    data, _ = picture(path)
-    pixels = np.asarray(Image.open(io.BytesIO(data)))
+    pixels = np.asarray(stored_mask(path))
     if pixels.ndim != 3:
         raise MediaError(f"{path} cannot be decoded as a mask (no colours, so not ADE20K's full encoding).")
     return pixels[..., 0].astype(np.int64) // 10 * 256 + pixels[..., 1]

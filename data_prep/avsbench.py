@@ -12,7 +12,6 @@ Two layouts are read. The official one: ``Single-source/s4_meta_data.csv`` with 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import re
 from collections import Counter
@@ -23,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from avloc.data.labels import LABEL_SPACES
 from avloc.data.schema import Frame, Provenance, Record, Sample, Target, sample_key
@@ -41,6 +39,7 @@ from data_prep.common import (
     read_mask,
     read_table,
     sound,
+    stored_mask,
     unlisted,
 )
 
@@ -241,8 +240,7 @@ def time_of(k: int) -> float:
 def published_mask(path: Path, subset: Subset) -> NDArray[np.bool_]:
     """A mask as published loaders open it: S4 in Pillow's mode "1", which dithers grey; MS3 as palette index over
     255."""
-    read_mask(path)  # for its errors
-    image = Image.open(io.BytesIO(path.read_bytes()))
+    image = stored_mask(path)
     if subset.short == "s4":
         return np.asarray(image.convert("1")) > 0
     return np.asarray(image.convert("P")) > 127
@@ -369,7 +367,11 @@ def mask_plans(subset: Subset, args: argparse.Namespace) -> list[Plan]:
             for c in kept
         ]
         missing += unlisted(dataset, extra, (), VIDEO)
-        plans.append(Plan(dataset, split, jobs, missing, mask_notes(subset, args, kept), LICENCE))
+        notes = mask_notes(subset, args, kept)
+        if args.avss and (bare := sorted(c.name for c in kept if not c.labels)):
+            shown = ", ".join(bare[:5]) + (", ..." if len(bare) > 5 else "")
+            notes.append(f"{len(bare)} videos have no row in {args.avss}, so no object names ({shown})")
+        plans.append(Plan(dataset, split, jobs, missing, notes, LICENCE))
     return plans
 
 

@@ -14,7 +14,6 @@ videos have it as an object: left out).
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from avloc.data.labels import LABEL_SPACES, UNKNOWN, colours_to_index, voc_palette
-from avloc.data.media import MediaError
 from avloc.data.schema import Frame, Provenance, Record, Sample, Target, sample_key
 from avloc.data.shards import Job, Skipped
 from data_prep.common import (
@@ -42,6 +40,7 @@ from data_prep.common import (
     png,
     read_table,
     sound,
+    stored_mask,
     unlisted,
 )
 
@@ -120,10 +119,7 @@ def read_labels(path: Path, as_published: bool) -> tuple[NDArray[np.uint8], int]
     Raises:
         MediaError: unreadable.
     """
-    try:
-        rgb = np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise MediaError(f"{path} cannot be decoded as a mask ({e}). Download it again, or leave it out.") from e
+    rgb = np.asarray(stored_mask(path).convert("RGB"))
     index, unknown = colours_to_index(rgb, PALETTE)
     return (np.where(index == UNKNOWN, 0, index).astype(np.uint8) if as_published else index), unknown
 

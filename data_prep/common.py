@@ -37,6 +37,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from avloc.data.lists import read_lines, unmatched
 from avloc.data.media import (
     PICTURES,
     SOUNDS,
@@ -44,6 +45,7 @@ from avloc.data.media import (
     clip_id,
     decode_picture,
     faults,
+    load_picture,
     read_sound,
 )
 from avloc.data.schema import Audio, Frame, Sample, sample_key
@@ -73,8 +75,10 @@ __all__ = [
     "read_tags",
     "run",
     "sound",
+    "stored_mask",
     "unlisted",
     "unmatched",
+    "unmatched_tags",
 ]
 
 RATE = 16000
@@ -271,7 +275,7 @@ def run(plan: Plan, args: argparse.Namespace) -> int:
         left_out = plan.missing if args.part == 0 else []
         report = f"{plan.dataset}-{plan.split}: {len(plan.jobs)} records to write, {len(left_out)} left out"
         console.print(report, highlight=False, markup=False, soft_wrap=True)
-        summarise(console, left_out, plan.notes)
+        summarise(console, [replace(s, reason=with_remedy(s.reason)) for s in left_out], plan.notes)
         return 0 if plan.jobs else 1
     folder = args.out / plan.dataset
     refuse_other_recipe(folder, f"{plan.dataset}-{plan.split}", args)
@@ -305,7 +309,7 @@ def run(plan: Plan, args: argparse.Namespace) -> int:
             )
     finally:
         pool.close()
-    skipped = [*written.skipped, *missing]
+    skipped = [replace(s, reason=with_remedy(s.reason)) for s in (*written.skipped, *missing)]
     notes = [*plan.notes, *(f"{tagged[tag]} records {says}" for tag, says in plan.counted.items() if tagged[tag])]
     part = f"-{args.part:03d}" if args.num_parts > 1 else ""
     report_path = folder / f"skipped-{plan.split}{part}.csv"
@@ -316,13 +320,13 @@ def run(plan: Plan, args: argparse.Namespace) -> int:
     summarise(console, skipped, notes)
     if skipped:
         console.print(f"each with its reason in {report_path}", highlight=False, markup=False, soft_wrap=True)
-    holds(console, written)
     if written.index:
         if notes:
             write_json(written.index, json.loads(written.index.read_text()) | {"notes": notes})
         console.print(f"index: {written.index}", highlight=False, markup=False, soft_wrap=True)
     elif args.num_parts > 1:
         console.print("the index is written by the job that finishes the last part", highlight=False)
+    holds(console, written)
     return 0 if written.written else 1
 
 
@@ -368,6 +372,27 @@ def summarise(console: Console, skipped: Sequence[Skipped], notes: Sequence[str]
         console.print(f"  {n:6d}  {reason}", highlight=False, markup=False, soft_wrap=True)
     for note in notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+
+
+REMEDIES = {
+    "no annotation row": "Leave it out, or get the annotation file that speaks of it.",
+    "not in the csv": "Get the official csv, which has it.",
+    "boxes missing": "Get the official box file.",
+    "annotation missing": "Get the archive of annotations, and run again.",
+    "missing: ": "Get the file and run again: it is taken then.",
+    "crashed": "Convert it with FFmpeg, or leave it out.",
+    "several videos of one id": "Keep one of them.",
+}
+
+
+def with_remedy(reason: str) -> str:
+    """A reason that says what to do about it, as those of damaged files do already."""
+    if re.search(r"[.)] [A-Z][^.]*\.$", reason):
+        return reason
+    remedy = next((told for kind, told in REMEDIES.items() if kind in reason), "Get the file again, or leave it out.")
+    if ": " in reason:
+        return f"{reason.rstrip('.')}. {remedy}"
+    return f"{reason}: {remedy[0].lower()}{remedy[1:]}"
 
 
 def kind_of(reason: str) -> str:
@@ -526,17 +551,26 @@ def read_mask(path: Path, above: int = 127) -> NDArray[np.bool_]:
     Raises:
         MediaError: absent or unreadable.
     """
-    try:
-        image = Image.open(io.BytesIO(path.read_bytes()))
-        # As stored: converting to Pillow's mode "1" would dither, and expanding a palette would lose its indices.
-        pixels = np.asarray(image.convert("RGB") if image.mode in ("RGBA", "LA", "PA", "CMYK") else image)
-    except FileNotFoundError as e:
-        raise MediaError(f"mask missing: {path} is not there. Check the folder, or download it.") from e
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise MediaError(f"{path} cannot be decoded as a mask ({e}). Download it again, or leave it out.") from e
+    image = stored_mask(path)
+    # As stored: converting to Pillow's mode "1" would dither, and expanding a palette would lose its indices.
+    pixels = np.asarray(image.convert("RGB") if image.mode in ("RGBA", "LA", "PA", "CMYK") else image)
     if pixels.ndim == 3:
         pixels = pixels.max(2)
     return pixels > (above if pixels.max(initial=0) > 1 else 0)
+
+
+def stored_mask(path: Path) -> Image.Image:
+    """A mask or index map as it is stored, in whatever mode.
+
+    Raises:
+        MediaError: absent or unreadable.
+    """
+    try:
+        return load_picture(path.read_bytes())
+    except FileNotFoundError as e:
+        raise MediaError(f"mask missing: {path} is not there. Check the folder, or download it.") from e
+    except (OSError, ValueError) as e:
+        raise MediaError(f"{path} cannot be decoded as a mask ({e}). Download it again, or leave it out.") from e
 
 
 def mask_png(mask: NDArray[np.bool_]) -> bytes:
@@ -557,13 +591,16 @@ def clip_boxes(raw: Sequence[Sequence[float]]) -> tuple[list[list[float]], bool]
     return clipped.tolist(), bool((clipped != boxes).any())
 
 
-def read_table(path: Path, columns: Sequence[str], header: bool = False) -> list[dict[str, str]]:
+def read_table(
+    path: Path, columns: Sequence[str], header: bool = False, clips: Sequence[str] = ()
+) -> list[dict[str, str]]:
     """Rows of a csv by column name, stripped; empty lines are nothing, quoted commas stay, missing last columns are "".
 
     Args:
         path: the file; with or without a final newline, LF or CRLF.
         columns: what its columns are called.
         header: whether the first line names the columns; then ``columns`` must all be among them.
+        clips: columns that name clips, which are read however they are written (see `avloc.data.media.clip_id`).
 
     Raises:
         ValueError: a line with more fields than columns, or a header without one of them; names the line.
@@ -578,22 +615,8 @@ def read_table(path: Path, columns: Sequence[str], header: bool = False) -> list
     for n, line in lines:
         if len(line) > len(names):
             raise ValueError(f"{path}, line {n}: expected {','.join(names)}, got {line}. Quote what holds a comma.")
-    return [dict(zip(names, line + [""] * (len(names) - len(line)), strict=True)) for _, line in lines]
-
-
-def read_lines(path: Path) -> list[tuple[int, list[str]]]:
-    """Lines of any csv or list with their numbers, from 1: fields stripped, without a byte order mark, with LF or CRLF,
-    blank lines left out.
-
-    Raises:
-        ValueError: the file is no UTF-8 text.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as f:
-            lines = [(n, [v.strip() for v in line]) for n, line in enumerate(csv.reader(f), start=1)]
-    except (UnicodeDecodeError, csv.Error) as e:
-        raise ValueError(f"{path} cannot be read as a table ({e}). Save it as UTF-8 text.") from e
-    return [(n, line) for n, line in lines if any(line)]
+    rows = [dict(zip(names, line + [""] * (len(names) - len(line)), strict=True)) for _, line in lines]
+    return [row | {name: clip_id(row[name]) for name in clips} for row in rows] if clips else rows
 
 
 def read_ids(path: Path) -> set[str]:
@@ -602,13 +625,10 @@ def read_ids(path: Path) -> set[str]:
     return {clip_id(line[0]) for _, line in read_lines(path) if line[0]}
 
 
-def unmatched(ids: Iterable[str], known: Iterable[str], where: object) -> list[str]:
-    """A note that counts and names the ids of a list that match nothing; [] where all do."""
-    lost = sorted(set(ids) - set(known))
-    if not lost:
-        return []
-    shown = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
-    return [f"{len(lost)} ids of {where} match nothing ({shown}). Is it the list of this set?"]
+def unmatched_tags(tags: Mapping[str, Iterable[str]], known: Iterable[str]) -> list[str]:
+    """`unmatched` of the lists of tags."""
+    ids = set(known)
+    return [note for tag, of in tags.items() for note in unmatched(of, ids, f"the list of the tag {tag}")]
 
 
 def read_tags(options: Sequence[str]) -> dict[str, set[str]]:
@@ -648,6 +668,9 @@ def files_by_stem(folder: Path, suffixes: Sequence[str] = PICTURES) -> dict[str,
 
 def unlisted(dataset: str, found: Iterable[str], listed: Iterable[str], what: str = "picture") -> list[Skipped]:
     """Media that no annotation row speaks of, for `Plan.missing`."""
+    known = {name for id in listed for name in (id, clip_id(id))}
     return [
-        Skipped(sample_key(dataset, id), f"no annotation row for this {what}") for id in sorted({*found} - {*listed})
+        Skipped(sample_key(dataset, id), f"no annotation row for this {what}")
+        for id in sorted(set(found))
+        if id not in known and clip_id(id) not in known
     ]

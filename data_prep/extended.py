@@ -57,7 +57,8 @@ def read_negatives(path: Path, labels: Mapping[str, str] | None = None) -> list[
         ValueError: not that file, another label than ``non-sounding``, or a pair that occurs twice.
     """
     rows = []
-    for n, row in enumerate(read_table(path, ("video", "audio", "label"), header=True), start=2):
+    table = read_table(path, ("video", "audio", "label"), header=True, clips=("video", "audio"))
+    for n, row in enumerate(table, start=2):
         if row["label"] != "non-sounding" or not row["video"] or not row["audio"]:
             raise ValueError(f"{path}, row {n}: expected video,audio,non-sounding, got {list(row.values())}.")
         video, audio = row["video"], row["audio"]

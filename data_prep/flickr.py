@@ -37,6 +37,7 @@ from data_prep.common import (
     read_tags,
     sound,
     unlisted,
+    unmatched_tags,
 )
 
 __all__ = ["LICENCE", "Annotation", "Media", "find_media", "main", "positives", "read_list", "read_xml"]
@@ -227,12 +228,13 @@ def plans(args: argparse.Namespace) -> list[Plan]:
         raise ValueError(f"{args.sup_train}: {len(both)} ids are in {args.list} too ({both[0]}). Train on others.")
     tags = read_tags(args.tag)
     media = find_media(args.media)
+    unknown = unmatched_tags(tags, {id for ids in lists.values() for id in ids})
     made = []
     for split, ids in lists.items():
         jobs, missing, notes = positives(dataset, split, ids, media, tags, args.as_published)
         if split == "test":
             missing += unlisted(dataset, media.xml, {id for ids in lists.values() for id in ids}, "annotation")
-        made.append(Plan(dataset, split, jobs, missing, notes, LICENCE))
+        made.append(Plan(dataset, split, jobs, missing, notes + unknown, LICENCE))
     return made
 
 

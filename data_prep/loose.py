@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from avloc.data.media import MediaError
+from avloc.data.media import MediaError, clip_id
 from data_prep.common import PICTURES, SOUNDS, files_by_stem
 
 __all__ = ["Files", "existing", "pictures", "sounds", "subfolder"]
@@ -24,7 +24,8 @@ def subfolder(media: Path, names: Sequence[str], what: str) -> Path:
 
 
 class Files:
-    """The files of a folder by name without suffix; the folder is listed once.
+    """The files of a folder by name without suffix, of clips however their second is written; the folder is listed
+    once.
 
     Args:
         folder: must be there.
@@ -38,6 +39,7 @@ class Files:
     def __init__(self, folder: Path, what: str, suffixes: Sequence[str]) -> None:
         self.folder, self.what, self.suffix = folder, what, suffixes[0]
         self.stems = files_by_stem(folder, suffixes)
+        self.clips = {clip_id(stem): path for stem, path in self.stems.items()}
 
     def find(self, stem: str) -> Path:
         """The file of that stem.
@@ -45,10 +47,11 @@ class Files:
         Raises:
             MediaError: it is not there.
         """
-        if stem not in self.stems:
+        found = self.stems.get(stem) or self.clips.get(clip_id(stem))
+        if found is None:
             path = self.folder / f"{stem}{self.suffix}"
             raise MediaError(f"{self.what} missing: {path} is not there, nor under another suffix.")
-        return self.stems[stem]
+        return found
 
 
 def existing(folder: Path, name: str, what: str) -> Path:

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from avloc.data.labels import LABEL_SPACES
-from avloc.data.media import MediaError, audio_16k, duration
+from avloc.data.media import MediaError, audio_16k, duration, without_suffix
 from avloc.data.schema import Audio, Provenance, Record, Role, Sample, Target, sample_key
 from avloc.data.shards import Job, Skipped
 from data_prep.common import (
@@ -103,7 +103,7 @@ def read_rows(path: Path, sources: int) -> list[Row]:
                 raise ValueError(f"{path}, row {n} ({r['file']}): a box is not four finite numbers.")
     else:
         names = ["key", *(f"class {i}" for i in range(sources))]
-        rows = [Row(r["key"], tuple(r[n] for n in names[1:])) for r in read_table(path, names)]
+        rows = [Row(without_suffix(r["key"]), tuple(r[n] for n in names[1:])) for r in read_table(path, names)]
     for row in rows:
         if not KEY.fullmatch(row.key):
             raise ValueError(f"{path}: {row.key!r} is not <YouTube id>_<second>_<frame>. Is it the official file?")

@@ -44,6 +44,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from avloc.data.lists import unmatched
 from avloc.data.module import AVDataModule
 from avloc.data.phrases import Variant, phrases_path
 from avloc.data.schema import Record, Sample, SampleError, SchemaError
@@ -302,13 +303,14 @@ def metas_of(url: str) -> Iterator[tuple[str, bytes]]:
     yield from found.items()
 
 
-def read_texts(path: Path, column: str, names: Names) -> dict[str, str]:
+def read_texts(path: Path, column: str, names: Names, console: Console | None = None) -> dict[str, str]:
     """Texts by the records' keys from JSON lines or a csv with ``key`` and a column.
 
     Args:
         path: ``.jsonl``, ``.json``, ``.csv`` or ``.tsv``.
         column: ``caption`` or ``phrase``.
         names: of the set; keys of other records are passed over.
+        console: is told how many these are.
 
     Raises:
         ValueError: a line that is no row, or no key of the file is one of the set's; names file and line.
@@ -327,6 +329,9 @@ def read_texts(path: Path, column: str, names: Names) -> dict[str, str]:
     if not texts:
         shown = f"the file has {', '.join(others[:2]) or 'no rows'}, the set {', '.join(names.all[:2])}"
         raise ValueError(f"{path}: none of its keys is a key or id of the set: {shown}. Is it of another set?")
+    if console is not None:
+        for note in unmatched(others, (), path):
+            say(console, f"note: {note}")
     return texts
 
 
@@ -535,7 +540,7 @@ def make_rows(run: Run, variant: Variant) -> list[dict[str, str]] | None:
     captions: dict[str, Mapping[str, str]] = {}
     requests: dict[str, tuple[str, str]] = {}
     if args.phrases:
-        told = read_texts(args.phrases, "phrase", run.names)
+        told = read_texts(args.phrases, "phrase", run.names, run.console)
         fixed["language_model"] = f"file {args.phrases.name}"
     else:
         sources: dict[Kind, str] = {kind: str(getattr(args, f"{kind}_captions")) for kind in kinds_of(variant)}
@@ -566,7 +571,7 @@ def kinds_of(variant: Variant) -> tuple[Kind, ...]:
 def captions_of(run: Run, kind: Kind, source: str) -> Journal | dict[str, str]:
     """From a file, else from a model."""
     if is_file_of_texts(source):
-        told = read_texts(Path(source), "caption", run.names)
+        told = read_texts(Path(source), "caption", run.names, run.console)
         return {key: one_line(told.get(key, "")) for key in run.names.all}
     args = run.args
     return caption(run, kind, source, lambda: MediaCaptioner(kind, source, args.device, args.dtype))

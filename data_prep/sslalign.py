@@ -8,7 +8,6 @@ the authors' own: only their stems count, ``<group>_<last token>``.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
 from collections import Counter
@@ -19,7 +18,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from avloc.data.media import MediaError
 from avloc.data.schema import Provenance, Record, Sample, Target, sample_key
@@ -34,6 +32,7 @@ from data_prep.common import (
     picture,
     read_mask,
     sound,
+    stored_mask,
     unlisted,
 )
 from data_prep.loose import Files
@@ -99,7 +98,7 @@ def read_json(path: Path) -> list[dict]:
         ValueError: something else.
     """
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as e:
         raise ValueError(f"{path} is not JSON ({e}). Get the official file again.") from e
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
@@ -211,8 +210,7 @@ def class_mask(path: Path, value: int) -> NDArray[np.bool_]:
     Raises:
         MediaError: absent, broken, or a colour picture.
     """
-    data, _ = picture(path)
-    pixels = np.asarray(Image.open(io.BytesIO(data)))
+    pixels = np.asarray(stored_mask(path))
     if pixels.ndim != 2:
         raise MediaError(f"{path} cannot be decoded as a mask (it has colours, not class numbers).")
     return pixels == value

@@ -91,7 +91,8 @@ def read_pairs(path: Path, boxes: Boxes) -> list[Pair]:
     """
     names = {underscored(label): label for label, _ in boxes.values()}
     pairs = []
-    for n, r in enumerate(read_table(path, ["key", "class", "partner", "partner class"]), start=1):
+    table = read_table(path, ["key", "class", "partner", "partner class"], clips=("key", "partner"))
+    for n, r in enumerate(table, start=1):
         ids = (r["key"], r["partner"]) if r["partner"] else (r["key"],)
         labels = (r["class"], r["partner class"])[: len(ids)]
         for id, label in zip(ids, labels, strict=True):

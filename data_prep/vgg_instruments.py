@@ -69,7 +69,8 @@ def read_rows(path: Path) -> list[Row]:
         ValueError: another number of fields, a class that is none of the 37, or a first id that occurs twice.
     """
     rows = []
-    for n, r in enumerate(read_table(path, ["id", "class", "partner", "partner class"]), start=1):
+    table = read_table(path, ["id", "class", "partner", "partner class"], clips=("id", "partner"))
+    for n, r in enumerate(table, start=1):
         ids = (r["id"], r["partner"]) if r["partner"] else (r["id"],)
         labels = (r["class"], r["partner class"])[: len(ids)]
         if bad := [label for label in labels if label not in CLASSES]:

@@ -29,8 +29,18 @@ import soundfile
 from PIL import Image
 
 from avloc.data.labels import LABEL_SPACES
-from avloc.data.media import Clip, Library, MediaError, Source, duration, parse_id, read_clip
-from avloc.data.media.folders import SUFFIX
+from avloc.data.lists import read_lines, unmatched
+from avloc.data.media import (
+    Clip,
+    Library,
+    MediaError,
+    Source,
+    clip_id,
+    duration,
+    parse_id,
+    read_clip,
+    without_suffix,
+)
 from avloc.data.schema import Audio, Frame, Provenance, Record, Sample, Target, sample_key
 from avloc.data.shards import Job, Skipped
 from data_prep.common import (
@@ -45,9 +55,8 @@ from data_prep.common import (
     options,
     rate_option,
     read_ids,
-    read_lines,
     read_tags,
-    unmatched,
+    unmatched_tags,
 )
 
 __all__ = ["Pool", "Row", "box_notes", "class_ids", "main", "read_boxes", "read_rows", "vggss_target"]
@@ -98,7 +107,7 @@ def read_rows(path: Path) -> list[Row]:
                 f'{path}, line {n}: expected id,start second,"class",split, got {line}. Use the official '
                 "vggsound.csv; a class name with a comma must be quoted."
             )
-        rows.append(Row(SUFFIX.sub("", line[0]), int(line[1]), line[2], line[3]))
+        rows.append(Row(without_suffix(line[0]), int(line[1]), line[2], line[3]))
     return rows
 
 
@@ -110,7 +119,8 @@ def read_boxes(path: Path) -> dict[str, tuple[str, list[list[float]]]]:
     """
     try:
         rows = [
-            (r["file"], (r["class"], [list(map(float, b)) for b in r["bbox"]])) for r in json.loads(path.read_text())
+            (clip_id(r["file"]), (r["class"], [list(map(float, b)) for b in r["bbox"]]))
+            for r in json.loads(path.read_text(encoding="utf-8-sig"))
         ]
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{path} is not VGG-SS's vggss.json ({type(e).__name__}: {e}). Get it from its page.") from e
@@ -245,8 +255,7 @@ def parser() -> argparse.ArgumentParser:
 def plans(args: argparse.Namespace) -> list[Plan]:
     rows, boxes, notes = select(args)
     tags = read_tags(args.tag)
-    for tag, of in tags.items():
-        notes += unmatched(of, (r.id for r in read_rows(args.csv)), f"--tag {tag}")
+    notes += unmatched_tags(tags, (r.id for r in read_rows(args.csv))) if tags else []
     split = "test" if args.boxes else args.split
     dataset = args.name or ("vggss" if args.boxes else "vggsound")
     if args.codec == "opus" and args.rate not in (8000, 12000, 16000, 24000, 48000):

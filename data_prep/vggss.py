@@ -35,6 +35,7 @@ from data_prep.common import (
     read_tags,
     sound,
     unlisted,
+    unmatched_tags,
 )
 from data_prep.vggsound import FRAME_TIME, LICENCE, box_notes, class_ids, read_boxes, vggss_target
 
@@ -151,13 +152,13 @@ def parser() -> argparse.ArgumentParser:
 def plans(args: argparse.Namespace) -> list[Plan]:
     dataset = args.name or "vggss"
     boxes = read_boxes(args.boxes)
-    tags = {tag: {clip_key(i) for i in ids} for tag, ids in read_tags(args.tag).items()}
-    tags |= {tag: {clip_key(i) for i in read_ids(f)} for tag in ("heard", "unheard") if (f := getattr(args, tag))}
-    wanted = {clip_key(i) for i in read_ids(args.list)} if args.list else None
+    tags = read_tags(args.tag)
+    tags |= {tag: read_ids(f) for tag in ("heard", "unheard") if (f := getattr(args, tag))}
+    wanted = read_ids(args.list) if args.list else None
     media = find_media(args.media)
     jobs, missing = positives(dataset, boxes, media, tags, wanted, args.as_published)
     missing += unlisted(dataset, {*media.frames, *media.sounds}, boxes)
-    return [Plan(dataset, "test", jobs, missing, box_notes(boxes), LICENCE)]
+    return [Plan(dataset, "test", jobs, missing, box_notes(boxes) + unmatched_tags(tags, boxes), LICENCE)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avloc.data.media import MediaError
+from avloc.data.media import Library, MediaError
 from avloc.data.schema import Provenance, Record, sample_key
 from avloc.data.shards import Job, Skipped
 from data_prep.common import AS_PUBLISHED, Plan, clip_boxes, convert, options, rate_option
@@ -79,6 +79,7 @@ def plans(args: argparse.Namespace) -> list[Plan]:
     drawn, ids = draw(boxes, args.seed), class_ids(label for label, _ in boxes.values())
     images = pictures(args.media, "frames") if args.media else None
     waves = sounds(args.media, "audio") if args.media else None
+    videos = Library(args.videos, args.out / name / ".parts") if args.videos else None
     made = []
     for split in args.split:
         jobs, missing = [], []
@@ -95,13 +96,13 @@ def plans(args: argparse.Namespace) -> list[Plan]:
                 provenance=Provenance(file=args.boxes.name, licence=LICENCE),
             )
             try:
-                files = [(id, files_of(id, args.videos, images, waves))]
+                files = [(id, files_of(id, videos, images, waves))]
             except MediaError as e:
                 missing.append(Skipped(key, str(e)))
             else:
                 jobs.append(Job(key, partial(make_sample, record, args.rate, files)))
         notes = [f"clips are drawn by this project (seed {args.seed}); the list of GAVS is not published"]
-        notes += box_notes({id: boxes[id] for id in drawn[split]})
+        notes += [*box_notes({id: boxes[id] for id in drawn[split]}), *(videos.remarks if videos else [])]
         made.append(Plan(name, split, jobs, missing, notes, LICENCE))
     return made
 

@@ -6,7 +6,6 @@ is cut out of a picture, and mirrored, is a `View`; maps are cut and mirrored by
 
 from __future__ import annotations
 
-import io
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -14,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import default_collate
 
+from avloc.data.media import load_picture, load_sound
 from avloc.data.media.sounds import is_antiphase
 from avloc.data.mixtures import per_tile, side_by_side
 from avloc.data.schema import Audio, Record, Sample, SampleError, Target
@@ -140,10 +139,9 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         SampleError: truncated or not a picture.
     """
     try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
+        image = load_picture(data)
         return image if image.mode == "RGB" else image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+    except (OSError, ValueError) as e:
         raise SampleError(f"{name} cannot be decoded as a picture ({e}). Write its shard again.") from e
 
 
@@ -206,10 +204,8 @@ def decode_audio(data: bytes, name: str, rate: int, duration: float = 0.0) -> Fl
         SampleError: truncated, empty, of another rate, or with samples that are not finite.
     """
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as f:
-            found, promised = f.samplerate, f.frames
-            sound = f.read(dtype="float32", always_2d=True) if found == rate else np.zeros((1, 1), np.float32)
-    except (soundfile.SoundFileError, ValueError, TypeError) as e:
+        sound, found, promised = load_sound(data, rate)
+    except ValueError as e:
         raise SampleError(f"{name} cannot be decoded as sound ({e}). Write its shard again.") from e
     if found != rate:
         raise SampleError(
@@ -559,11 +555,11 @@ def _indices(sample: Sample, member: str, size: Grid, view: View) -> NDArray[Any
     name, data = f"{sample.key}.{member}", sample.member(member)
     sides = np.array([view.left, view.top, view.left + view.side, view.top + view.side])
     try:
-        image = Image.open(io.BytesIO(data))
+        image = load_picture(data)
         box = tuple(sides * (image.size * 2) / ([view.width, view.height] * 2))
         # As stored: converting a palette picture would turn its indices into colours.
         pixels = np.asarray(image.resize(grid_of(size)[::-1], Image.Resampling.NEAREST, box))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+    except (OSError, ValueError) as e:
         raise SampleError(f"{name} cannot be decoded as a mask ({e}). Write its shard again.") from e
     if pixels.ndim != 2:
         raise SampleError(

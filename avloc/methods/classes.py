@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from avloc.data.labels import LABEL_SPACES
+from avloc.data.lists import text_lines
 from avloc.types import AVBatch
 
 __all__ = ["BACKGROUND", "ClassList", "known_sources", "listed", "plain", "repeated", "spoken"]
@@ -79,7 +80,7 @@ def listed(classes: str | Sequence[str]) -> list[str]:
     if classes in LABEL_SPACES:
         return list(LABEL_SPACES[classes])
     if Path(classes).is_file():
-        return [line.strip() for line in Path(classes).read_text().splitlines() if line.strip()]
+        return [line for _, line in text_lines(Path(classes))]
     raise ValueError(
         f"model.classes {classes!r} is neither a label space ({', '.join(LABEL_SPACES)}) nor a file with one "
         "name a line."

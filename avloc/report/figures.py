@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
-from PIL import Image
 
+from avloc.data.media import load_picture
 from avloc.report.gallery import Figure, rows_of
 
 __all__ = ["write_figures"]
@@ -57,5 +57,4 @@ def canvas(figure: Figure) -> Canvas:
 
 def draw(ax: Any, file: Path | None) -> None:
     if file is not None and file.is_file():
-        with Image.open(file) as picture:
-            ax.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")
+        ax.imshow(np.asarray(load_picture(file.read_bytes()).convert("RGB")), interpolation="nearest")

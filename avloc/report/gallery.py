@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from avloc.data.media import load_sound
 from avloc.report.keys import aliases
 from avloc.report.panels import inline
 from avloc.report.results import ResultsError, Run
@@ -183,9 +184,9 @@ def sound(path: Path) -> str:
     """A sound as a ``data:`` address: MP3, a tenth of the size, where its rate allows, else as it is."""
     content = path.read_bytes()
     try:
-        wave, rate = soundfile.read(io.BytesIO(content), dtype="float32")
+        wave, rate, _ = load_sound(content)
         file = io.BytesIO()
         soundfile.write(file, wave, rate, format="MP3", subtype="MPEG_LAYER_III")
         return inline(file.getvalue(), "audio/mpeg")
-    except (soundfile.LibsndfileError, ValueError):
+    except (soundfile.SoundFileError, ValueError):
         return inline(content, "audio/wav")

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from avloc.data.lists import text_lines
+
 __all__ = ["KeysError", "aliases", "near", "read_keys"]
 
 NEAR = 3
@@ -32,10 +34,10 @@ def read_keys(given: str | Path | Sequence[str] | None) -> list[str]:
     parts: Iterable[str] = given if isinstance(given, list | tuple) else str(given).split(",")
     if not isinstance(given, list | tuple) and (path := Path(str(given))).is_file():
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as e:
+            lines = [line for _, line in text_lines(path)]
+        except (OSError, ValueError) as e:
             raise KeysError(f"{path} cannot be read as a list of keys ({e}). Write one key a line, in UTF-8.") from e
-        parts = [line for line in lines if not line.lstrip().startswith("#")]
+        parts = [line for line in lines if not line.startswith("#")]
     keys = list(dict.fromkeys(key for part in parts if (key := part.strip())))
     if not keys and given not in ([], ()):
         raise KeysError(f"{given} names no sample. Give KEY,KEY or a file with one key a line.")

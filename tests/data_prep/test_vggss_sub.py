@@ -5,6 +5,7 @@ from pathlib import Path
 
 from data_prep.vggsound import read_boxes
 from data_prep.vggss_sub import draw, main
+from tests.data.clips import write_clip
 from tests.data_prep import test_duet
 from tests.data_prep.loose import official, read, skipped
 
@@ -56,6 +57,16 @@ def test_it_is_written_with_what_is_missing(tmp_path: Path) -> None:
         assert len(skipped(tmp_path, "vggss_sub", split)) == len(lost)
         assert all(record.map_rule == "union" for record in records)
         assert {record.split for record in records} == {"test" if split == "test" else "train"}
+
+
+def test_clips_are_cut_from_videos(tmp_path: Path) -> None:
+    release = lay_out(tmp_path, clips=2)
+    videos = release / "videos"
+    for id in draw(read_boxes(release / "vggss.json"))["train_1shot"]:
+        write_clip(videos / f"{id[:11]}_{int(id[12:])}.MP4", seconds=1)
+    options = ["--videos", str(videos), "--boxes", str(release / "vggss.json"), "--jobs", "1"]
+    assert main([*options, "--split", "train_1shot", "--out", str(tmp_path)]) == 0
+    assert len(read(tmp_path, "vggss_sub", "train_1shot").records) == 2
 
 
 def lay_out(folder: Path, clips: int, box: list[float] | None = None) -> Path:

@@ -7,12 +7,20 @@ a loose picture, `Library` the files of a folder by their ids, `MovieWriter` wri
 
 from avloc.data.media.clips import Clip, audio_16k, centre_frame, duration, frames_at, read_clip
 from avloc.data.media.files import PICTURES, SOUNDS, VIDEOS, MediaError, Member, Source, opened, signature
-from avloc.data.media.folders import Library, clip_id, parse_id
+from avloc.data.media.folders import Library, clip_id, parse_id, without_suffix
 from avloc.data.media.movies import MovieWriter
-from avloc.data.media.pictures import Pixels, decode_picture, eight_bits, pixels, read_picture, refuse_large
+from avloc.data.media.pictures import (
+    Pixels,
+    decode_picture,
+    eight_bits,
+    load_picture,
+    pixels,
+    read_picture,
+    refuse_large,
+)
 from avloc.data.media.reading import Damage, Heard, Media, Shown, probe
 from avloc.data.media.sounds import FAULTS, Floats, faults, is_antiphase, mono
-from avloc.data.media.waves import read_sound
+from avloc.data.media.waves import load_sound, read_sound
 
 __all__ = [
     "FAULTS",
@@ -40,6 +48,8 @@ __all__ = [
     "faults",
     "frames_at",
     "is_antiphase",
+    "load_picture",
+    "load_sound",
     "mono",
     "opened",
     "parse_id",
@@ -50,4 +60,5 @@ __all__ = [
     "read_sound",
     "refuse_large",
     "signature",
+    "without_suffix",
 ]

@@ -16,7 +16,7 @@ import indexed_gzip
 
 from avloc.data.media.files import PICTURES, SOUNDS, VIDEOS, MediaError, Member, Source, signature
 
-__all__ = ["ARCHIVES", "Library", "clip_id", "parse_id"]
+__all__ = ["ARCHIVES", "Library", "clip_id", "parse_id", "without_suffix"]
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 SPACING = 16 << 20  # bytes between places from which a .tar.gz can be unpacked
@@ -26,10 +26,15 @@ SECOND = re.compile(r"(?P<video>.+)_(?P<start>\d+)")
 YOUTUBE = 11  # letters of an id, which may itself hold and begin with _ and -
 
 
+def without_suffix(text: str) -> str:
+    """A name without a suffix of media, such as ``.mp4`` or ``.MP4``."""
+    return SUFFIX.sub("", text.strip())
+
+
 def parse_id(text: str) -> tuple[str, float | None]:
     """Video and start in seconds of a clip's name: ``<id>_<second>``, padded or not, ``<id>_<start ms>_<end ms>``, or
     ``<id>`` alone (None); with or without a suffix such as ``.mp4``."""
-    name = SUFFIX.sub("", text.strip())
+    name = without_suffix(text)
     if len(name) > YOUTUBE and name[YOUTUBE] == "_":  # a YouTube id ends at its eleventh letter
         video, numbers = name[:YOUTUBE], name[YOUTUBE + 1 :].split("_")
         if len(numbers) <= 2 and all(n.isdecimal() for n in numbers):
@@ -45,9 +50,10 @@ def parse_id(text: str) -> tuple[str, float | None]:
 
 
 def clip_id(text: str) -> str:
-    """A clip's name as ``<id>_<second, 6 digits>``, however it is written (see `parse_id`); others stay."""
+    """A clip's name as ``<id>_<second, 6 digits>``, however it is written (see `parse_id`); others stay, without a
+    suffix."""
     video, start = parse_id(text)
-    return video if start is None or start % 1 else f"{video}_{int(start):06d}"
+    return without_suffix(text) if start is None or start % 1 else f"{video}_{int(start):06d}"
 
 
 class Library:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from fractions import Fraction
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "Turn",
     "decode_picture",
     "eight_bits",
+    "load_picture",
     "pixels",
     "read_picture",
     "refuse_large",
@@ -75,14 +77,28 @@ def decode_picture(data: bytes, name: object) -> tuple[Image.Image, Image.Image]
         MediaError: as `read_picture`.
     """
     try:
-        image = Image.open(io.BytesIO(data))
-        refuse_large(name, *image.size)
-        image.load()
+        image = load_picture(data)
         return eight_bits(ImageOps.exif_transpose(image)), image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        if isinstance(e, MediaError):
-            raise
+    except (OSError, ValueError) as e:
         raise MediaError(f"{name} cannot be decoded as a picture ({e}). Download it again, or leave it out.") from e
+
+
+def load_picture(data: bytes) -> Image.Image:
+    """A picture as it is stored, in whatever mode: masks and index maps hold values, no colours.
+
+    Raises:
+        ValueError: truncated, of more than 100 million pixels, or no picture; in words for the caller's sentence.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(
+                f"{image.width} x {image.height} are more than {MOST_PIXELS // 10**6} million pixels, make it smaller"
+            )
+        image.load()
+    except (OSError, SyntaxError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError) as e:
+        raise ValueError(str(e) or type(e).__name__) from e
+    return image
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from numpy.typing import NDArray
 
 from avloc.data.media.files import MediaError, unchanged
 from avloc.data.media.reading import LONGEST_SOUND, probe
-from avloc.data.media.sounds import downmix, refuse_not_finite
+from avloc.data.media.sounds import Floats, downmix, refuse_not_finite
 
-__all__ = ["read_sound"]
+__all__ = ["load_sound", "read_sound"]
 
 MARGIN = 0.5  # seconds beyond the end wanted, for the filter that resamples
 
@@ -47,6 +48,31 @@ def read_sound(path: Path, rate: int = 0, seconds: float | None = None) -> tuple
         return through_ffmpeg(path, seconds, most)
     refuse_not_finite(wave, path)
     return (downmix(wave.T, ()).T if wave.shape[1] > 2 else wave), own
+
+
+def load_sound(data: bytes, rate: int = 0) -> tuple[Floats, int, int]:
+    """A sound of a shard or of an answer that was kept, from memory.
+
+    Args:
+        data: what soundfile reads.
+        rate: Hz that it must have to be unpacked; 0 for any.
+
+    Returns:
+        float32 ``[n, channels]`` in about [-1, 1], one sample of silence where the rate is another; its rate; and the
+        samples that it promises.
+
+    Raises:
+        ValueError: unreadable, or of more than an hour; in words for the caller's sentence.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as f:
+            if f.frames > LONGEST_SOUND * f.samplerate:
+                raise ValueError(f"{f.frames / f.samplerate / 3600:.1f} h are more than {LONGEST_SOUND / 3600:g} h")
+            if rate and f.samplerate != rate:
+                return np.zeros((1, 1), np.float32), f.samplerate, f.frames
+            return f.read(dtype="float32", always_2d=True), f.samplerate, f.frames
+    except (soundfile.SoundFileError, TypeError) as e:
+        raise ValueError(str(e)) from e
 
 
 def through_ffmpeg(path: Path, seconds: float | None, most: float) -> tuple[NDArray[np.float32], int]:

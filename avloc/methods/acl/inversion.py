@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avloc.data.labels import LABEL_SPACES
+from avloc.data.lists import text_lines
 from avloc.methods.classes import spoken
 from avloc.types import AVBatch
 
@@ -102,8 +103,8 @@ def read_phrases(path: Path) -> list[str]:
         PhraseListError: the file is missing or holds no phrase.
     """
     try:
-        found = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as e:
+        found = [line for _, line in text_lines(path)]
+    except (OSError, ValueError) as e:
         raise PhraseListError(f"{path} cannot be read as phrases ({e}). Write one phrase a line, in UTF-8.") from e
     if not found:
         raise PhraseListError(f"{path} holds no phrase. Write one phrase a line.")
