@@ -331,7 +331,7 @@ def run(plan: Plan, args: argparse.Namespace) -> int:
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as f:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as f:  # names may be no UTF-8
         writer = csv.writer(f)
         writer.writerow(columns)
         writer.writerows(rows)
@@ -347,6 +347,7 @@ KINDS = {
     "damaged": "damaged: what decodes is used",
     "first_frame_late": "pictures begin late: the first one is taken",
     "turned": "turned upright",
+    "hdr": "high dynamic range, mapped to that of a screen",
     "converted": "pictures scaled to 8 bits, or laid on black",
 }
 
@@ -659,9 +660,13 @@ def files_by_stem(folder: Path, suffixes: Sequence[str] = PICTURES) -> dict[str,
     """Files of a folder by name without suffix, sorted; {} when the folder is absent.
 
     Raises:
-        ValueError: two files of one stem, e.g. ``a.jpg`` and ``a.png``.
+        ValueError: two files of one stem, e.g. ``a.jpg`` and ``a.png``, or a folder that cannot be read.
     """
-    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
+    try:
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    except OSError as e:
+        raise ValueError(f"{folder} cannot be read ({e.strerror or e}). Check its rights.") from e
+    paths = [p for p in inside if p.suffix.lower() in suffixes and not p.name.startswith(".")]
     no_twins((p.stem for p in paths), folder)
     return {p.stem: p for p in paths}
 

@@ -38,6 +38,7 @@ from avloc.data.media import (
     clip_id,
     duration,
     parse_id,
+    probe,
     read_clip,
     without_suffix,
 )
@@ -149,11 +150,20 @@ def clip_from(
 ) -> Clip:
     """Frames around 5 s and ten seconds of sound of a clip. A file that is named by the video's id alone, and is longer
     than a clip, is cut at the row's second. Raises as `read_clip`."""
-    alone = parse_id(source.name)[1] is None and parse_id(row.id) != parse_id(source.name)
-    start = float(row.start) if alone and row.start and duration(source) > max(WHOLE, row.start) else 0.0
+    start = begin_of(source, row)
     clip = read_clip(source, SECONDS, FRAME_TIME, rate, frames=frames, start=start, upright=upright, beside=beside)
     met(clip.found)
     return clip
+
+
+def begin_of(source: Source, row: Row) -> float:
+    """Second of a file at which a row's clip begins: the row's own in the whole video, 0 in a clip. A length that the
+    file claims counts only where there is a picture at that second."""
+    alone = parse_id(source.name)[1] is None and parse_id(row.id) != parse_id(source.name)
+    if not alone or not row.start or duration(source) <= max(WHOLE, row.start):
+        return 0.0
+    (shown,) = probe(source).at([float(row.start)])
+    return float(row.start) if shown.end is None else 0.0
 
 
 def make_sample(

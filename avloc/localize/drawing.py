@@ -23,6 +23,7 @@ from avloc.report.panels import GAP, beside, captioned, colours, panel_strip
 __all__ = ["KeyMoments", "OverlayWriter", "legend", "still_strip", "tinted", "with_heat"]
 
 KEY_MOMENTS = 6
+LONGEST = 4096  # pixels of a side of the overlay
 TILE = (320, 240)  # pixels at most of a picture in the strip of a clip
 STILL = (640, 480)  # and of a still
 FONT = 13
@@ -73,17 +74,22 @@ def shares(alpha: float) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
 
 
 class OverlayWriter(MovieWriter):
-    """Drawn pictures at their own times with the clip's sound, written side by side."""
+    """Drawn pictures at their own times with the clip's sound, written side by side. Pictures of more than `LONGEST`
+    pixels a side, which few players show, become smaller."""
 
     def __init__(self, file: Path, clip: Clip) -> None:
         media = clip.media
-        super().__init__(file, clip.width, clip.height, media.fps, media.sample_rate, media.channels)
+        scale = min(1.0, LONGEST / max(clip.width, clip.height))
+        self.size = (max(1, round(clip.width * scale)), max(1, round(clip.height * scale)))
+        super().__init__(file, *self.size, media.fps, media.sample_rate, media.channels)
         self.rest = media.blocks()
 
     def write(self, time: float, picture: Pixels) -> None:
         """One frame ``[H, W, 3]``, after all sound that comes before it."""
         while self.heard <= time and (block := next(self.rest, None)):
             self.sound(block[0])
+        if (picture.shape[1], picture.shape[0]) != self.size:  # too large, or of a size that changes
+            picture = np.asarray(Image.fromarray(picture).resize(self.size, Image.Resampling.BILINEAR))
         self.picture(time, picture)
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "read_image",
     "refuse_short",
     "soundtrack",
+    "still_sound",
     "usual_window",
 ]
 
@@ -83,7 +84,9 @@ def probe(path: Path) -> Clip:
     if first is None:
         raise MediaError(f"{path} holds no picture that can be decoded. Convert it with FFmpeg.")
     height, width = media.pixels(first[1]).shape[:2]
-    return Clip(path, media, width, height, media.seconds or media.measured().seconds)
+    # All of it is decoded anyway, so its length is looked for: what files claim may be absent or wrong.
+    known = media.measured()
+    return Clip(path, known, width, height, known.seconds or media.seconds)
 
 
 def soundtrack(clip: Clip, rate: int, file: Path) -> NDArray[np.float32]:
@@ -95,6 +98,29 @@ def soundtrack(clip: Clip, rate: int, file: Path) -> NDArray[np.float32]:
     """
     sound, ends = clip.media.soundtrack(rate, file, least=clip.duration)
     refuse_short(sound[: round(ends * rate)], rate, clip.path)
+    return sound
+
+
+def still_sound(path: Path, spec: InputSpec) -> NDArray[np.float32]:
+    """The part of a sound that a method hears with a still, float32 ``[n]`` at its rate: its middle or its beginning,
+    as the method's window says. The rest is not decoded.
+
+    Raises:
+        MediaError: as `avloc.data.media.audio_16k`, or less than 0.1 s of it.
+    """
+    media = probe_media(path)
+    media.need_sound()
+    start = 0.0
+    if spec.window == "centre":
+        start = max(0.0, ((media.sound_end or media.measured().sound_end or 0.0) - spec.seconds) / 2)
+    try:
+        sound = media.hear(spec.sample_rate, start, spec.seconds).wave
+    except MediaError:
+        if not start:
+            raise
+        start = max(0.0, ((media.measured().sound_end or 0.0) - spec.seconds) / 2)  # the claimed length was wrong
+        sound = media.hear(spec.sample_rate, start, spec.seconds).wave
+    refuse_short(sound, spec.sample_rate, path)
     return sound
 
 

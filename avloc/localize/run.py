@@ -17,18 +17,16 @@ from typing import Any, Literal
 import numpy as np
 from rich.progress import Progress
 
-from avloc.data.media import audio_16k
 from avloc.errors import UsageError
 from avloc.localize.asking import Moment, analysed, ask, refuse_several_frames
 from avloc.localize.drawing import KeyMoments, OverlayWriter, still_strip, tinted, with_heat
-from avloc.localize.reading import Clip, probe, read_image, refuse_short, soundtrack, usual_window
+from avloc.localize.reading import Clip, probe, read_image, soundtrack, still_sound, usual_window
 from avloc.localize.regions import Maps, Threshold, described
 from avloc.methods.base import Localizer
 from avloc.report.panels import overlay, png
 
 __all__ = ["NoSpaceError", "destinations", "localize_still", "localize_video"]
 
-LONGEST_SOUND = 3600.0  # seconds that are read of the sound to a still
 FPS = 4.0
 
 SaveMaps = Literal["npz"]
@@ -153,8 +151,7 @@ def localize_still(
     spec, out, limit = model.input_spec, Path(out), checked(threshold, alpha)
     refuse_several_frames(model)
     picture = np.asarray(read_image(Path(image)))
-    sound = audio_16k(Path(audio), spec.sample_rate, seconds=LONGEST_SOUND)
-    refuse_short(sound, spec.sample_rate, Path(audio))
+    sound = still_sound(Path(audio), spec)
     (moment,) = ask(model, [(0.0, picture, sound)], phrases)
     height, width = picture.shape[:2]
     result = {

@@ -97,7 +97,10 @@ def write(variant: Variant, path: Path, seconds: float = 5.0) -> Path:
     """A clip of a variant; a GIF's sound is written beside it."""
     if variant.suffix == "gif":
         soundfile.write(path.with_suffix(".wav"), tone(0, seconds, variant.rate), variant.rate)
-    with av.open(str(path), "w", format=variant.form) as out:
+    # AVI counts frames and stores no times: where an encoder's priming makes the first time negative, the muxer moves
+    # all by that, and pictures by a whole frame. Left negative, the sound is late by its priming, pictures are exact.
+    options = {"avoid_negative_ts": "disabled"} if variant.suffix == "avi" else {}
+    with av.open(str(path), "w", format=variant.form, options=options) as out:
         video = out.add_stream(variant.video, rate=FPS, options={"strict": "-2"} | variant.options)
         video.width, video.height = variant.size
         formats = av.codec.Codec(variant.video, "w").video_formats or []

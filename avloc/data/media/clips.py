@@ -103,6 +103,8 @@ def read_clip(
         found["short"] = round(wanted, 3)
     if upright and shown[0].turn != STRAIGHT:
         found["turned"] = 1.0
+    if shown[0].hdr:
+        found["hdr"] = 1.0
     middle_one = shown[(len(shown) - 1) // 2]
     images = [p.image for p in shown]
     return Clip(middle_one.image, time, heard.wave, rate, length, images, times, found)

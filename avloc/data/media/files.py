@@ -147,13 +147,17 @@ def open_bytes(source: Source) -> IO[bytes]:
 
 
 @contextmanager
-def unchanged(source: Source) -> Iterator[None]:
+def unchanged(source: Source, state: str = "") -> Iterator[None]:
     """Refuse what was read of a file that somebody wrote to meanwhile.
+
+    Args:
+        source: the file.
+        state: its `signature` when it was first looked at; "" for now.
 
     Raises:
         MediaError: it has another size or time than before.
     """
-    before = signature(source)
+    before = state or signature(source)
     says = f"{source} cannot be decoded (it changed while it was read). Run again when it is whole."
     try:
         yield
@@ -166,10 +170,11 @@ def unchanged(source: Source) -> Iterator[None]:
 
 
 @contextmanager
-def opened(source: Source | str) -> Iterator[InputContainer]:
-    """The file as a container, open for reading; what FFmpeg raises becomes a `MediaError`."""
+def opened(source: Source | str, state: str = "") -> Iterator[InputContainer]:
+    """The file as a container, open for reading; what FFmpeg raises becomes a `MediaError`, and so does a change of the
+    file since ``state`` (see `unchanged`)."""
     source = Path(source) if isinstance(source, str) else source
-    with unchanged(source), open_bytes(source) as file:
+    with unchanged(source, state), open_bytes(source) as file:
         # By its name where it has one: FFmpeg reads faster without Python between, and the suffix helps it.
         file_or_name: Any = file if isinstance(source, Member) else str(source)
         try:

@@ -19,6 +19,7 @@ from avloc.data.media.files import PICTURES, SOUNDS, VIDEOS, MediaError, Member,
 __all__ = ["ARCHIVES", "Library", "clip_id", "parse_id", "without_suffix"]
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
+OTHER_ARCHIVES = (".zip", ".7z", ".rar", ".tar.bz2", ".tar.xz", ".tar.zst")
 SPACING = 16 << 20  # bytes between places from which a .tar.gz can be unpacked
 SUFFIX = re.compile(rf"({'|'.join(map(re.escape, {*VIDEOS, *SOUNDS, *PICTURES}))})$", re.I)
 SPAN = re.compile(r"(?P<video>.+)_(?P<start>\d+)_(?P<end>\d+)")
@@ -78,6 +79,11 @@ class Library:
             files: list[Source] = list(self.listed(folder))
         except OSError as e:
             raise MediaError(f"{folder} cannot be read ({e.strerror or e}). Check its rights.") from e
+        self.remarks += [
+            f"{path} is an archive of a kind that is not read ({', '.join(ARCHIVES)} are): unpack it"
+            for path in files
+            if path.name.lower().endswith(OTHER_ARCHIVES)
+        ]
         for archive in sorted(p for p in files if isinstance(p, Path) and p.name.lower().endswith(ARCHIVES)):
             files += self.members(archive, notes)
         for file in sorted(files, key=str):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +14,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
+from avloc.data.media.files import MediaError
 from avloc.data.media.pictures import Pixels
 from avloc.data.media.sounds import Floats
 
@@ -19,6 +23,17 @@ __all__ = ["MovieWriter"]
 TICKS = 90_000  # per second: MPEG's own clock, exact for every common frame rate
 FASTEST = 240  # pictures a second that an encoder is told; a file may claim 1,000
 AAC_RATES = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
+
+
+@contextmanager
+def written(file: Path) -> Iterator[None]:
+    """What an encoder raises becomes a sentence; a full disk stays one."""
+    try:
+        yield
+    except av.FFmpegError as e:
+        if isinstance(e, OSError) and e.errno == errno.ENOSPC:
+            raise
+        raise MediaError(f"{file} cannot be written as H.264 and AAC ({e}). Try another picture size or rate.") from e
 
 
 class MovieWriter:
@@ -43,6 +58,8 @@ class MovieWriter:
         channels: int = 1,
         options: dict[str, str] | None = None,
     ) -> None:
+        self.file = file
+        self.last: int | None = None
         self.target = av.open(str(file), "w", format="mp4", options={"movflags": "+faststart"})
         rate = min(Fraction(fps), Fraction(FASTEST)).limit_denominator(1001)
         self.video: Any = self.target.add_stream(
@@ -80,7 +97,11 @@ class MovieWriter:
         )
         frame.colorspace, frame.color_range = Colorspace.ITU709, ColorRange.MPEG
         frame.pts, frame.time_base = round(time * TICKS), Fraction(1, TICKS)
-        self.target.mux(self.video.encode(frame))
+        if self.last is not None and frame.pts <= self.last:  # encoders want times that ascend
+            return
+        self.last = frame.pts
+        with written(self.file):
+            self.target.mux(self.video.encode(frame))
 
     def sound(self, samples: Floats) -> None:
         """The next samples, float32 ``[channels, n]``."""
@@ -89,14 +110,16 @@ class MovieWriter:
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=self.layout)
         frame.sample_rate, frame.pts, frame.time_base = self.sample_rate, self.samples, Fraction(1, self.sample_rate)
         self.samples += samples.shape[1]
-        self.target.mux(self.audio.encode(frame))
+        with written(self.file):
+            self.target.mux(self.audio.encode(frame))
 
     def close(self) -> None:
         """What the encoders hold back, and the index."""
-        if self.audio is not None:
-            self.target.mux(self.audio.encode(None))
-        self.target.mux(self.video.encode(None))
-        self.target.close()
+        with written(self.file):
+            if self.audio is not None:
+                self.target.mux(self.audio.encode(None))
+            self.target.mux(self.video.encode(None))
+            self.target.close()
 
     def __enter__(self) -> Self:
         return self

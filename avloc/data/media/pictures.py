@@ -11,7 +11,7 @@ from typing import Any
 import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -23,6 +23,7 @@ __all__ = [
     "Turn",
     "decode_picture",
     "eight_bits",
+    "is_hdr",
     "load_picture",
     "pixels",
     "read_picture",
@@ -119,7 +120,9 @@ def eight_bits(image: Image.Image) -> Image.Image:
 # Frames of videos
 
 
-def pixels(frame: av.VideoFrame, turn: Turn = STRAIGHT, aspect: Fraction | None = None) -> Pixels:
+def pixels(
+    frame: av.VideoFrame, turn: Turn = STRAIGHT, aspect: Fraction | None = None, as_stored: bool = False
+) -> Pixels:
     """A frame as RGB, uint8 ``[H, W, 3]``.
 
     Args:
@@ -127,6 +130,7 @@ def pixels(frame: av.VideoFrame, turn: Turn = STRAIGHT, aspect: Fraction | None 
             by its tags. Without a tag, BT.709 from 720 lines on and BT.601 below, as players guess.
         turn: of `turn_of`.
         aspect: width of a stored pixel by its height; other than 1 widens or heightens the picture, never shrinks it.
+        as_stored: leave high dynamic range as it is, as decoders that do not know it do.
     """
     width, height = frame.width, frame.height
     if aspect and aspect > 1:
@@ -142,12 +146,67 @@ def pixels(frame: av.VideoFrame, turn: Turn = STRAIGHT, aspect: Fraction | None 
         full = frame.color_range == ColorRange.JPEG.value or frame.format.name.startswith("yuvj")
         options["src_color_range"] = ColorRange.JPEG if full else ColorRange.MPEG
         options["dst_color_range"] = ColorRange.JPEG
-    if alpha:
+    if not as_stored and is_hdr(frame):
+        wide = frame.reformat(format="rgb48le", **options).to_ndarray()
+        picture = tone_mapped(wide, frame.color_trc, frame.color_primaries in (BT2020, UNSPECIFIED))
+    elif alpha:
         rgba = frame.reformat(format="rgba", **options).to_ndarray().astype(np.uint16)
         picture = ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)
     else:
         picture = frame.reformat(format="rgb24", **options).to_ndarray().astype(np.uint8, copy=False)
     return turned(picture, turn)
+
+
+def is_hdr(frame: av.VideoFrame) -> bool:
+    """Whether it is tagged as PQ (SMPTE ST 2084) or HLG (ARIB STD-B67), as in ITU-R BT.2100."""
+    return frame.color_trc in (PQ, HLG)
+
+
+def tone_mapped(wide: NDArray[np.uint16], transfer: int, wide_gamut: bool) -> Pixels:
+    """High dynamic range on a screen: diffuse white of 203 cd/m2 (ITU-R BT.2408) becomes nearly full, what is brighter
+    is bent to below it, colours of BT.2020 become those of BT.709.
+
+    Args:
+        wide: ``[H, W, 3]``, of 16 bits, as BT.2100 codes it.
+        transfer: `PQ` or `HLG`.
+        wide_gamut: primaries of BT.2020.
+
+    Returns:
+        uint8 ``[H, W, 3]``.
+    """
+    light = LIGHT[transfer][wide >> 4]
+    if transfer == HLG:  # the opto-optical transfer of a display of 1000 cd/m2
+        luminance = light @ np.array([0.2627, 0.6780, 0.0593], np.float32)
+        light = light * np.maximum(luminance, 1e-6)[..., None] ** np.float32(0.2)
+    light = light * np.float32((10_000 if transfer == PQ else 1_000) / DIFFUSE_WHITE)
+    if wide_gamut:
+        light = light @ TO_BT709.T
+    bright = KNEE + (1 - KNEE) * (1 - np.exp(-(np.maximum(light, KNEE) - KNEE) / (1 - KNEE)))
+    shown = np.where(light < KNEE, np.maximum(light, 0), bright)
+    coded = np.where(shown <= 0.0031308, 12.92 * shown, 1.055 * np.maximum(shown, 1e-9) ** (1 / 2.4) - 0.055)
+    return (coded * 255 + 0.5).astype(np.uint8)
+
+
+def light_of(transfer: int) -> NDArray[np.float32]:
+    """Light in [0, 1] of each of 4096 codes (ITU-R BT.2100, tables 4 and 5)."""
+    code = np.arange(4096) / 4095
+    if transfer == PQ:
+        root = code ** (32 / 2523)
+        light = (np.maximum(root - 3424 / 4096, 0) / (2413 / 128 - 2392 / 128 * root)) ** (8192 / 1305)
+    else:
+        a, b, c = 0.17883277, 0.28466892, 0.55991073
+        light = np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12)
+    return light.astype(np.float32)
+
+
+PQ, HLG = int(ColorTrc.SMPTE2084), int(ColorTrc.ARIB_STD_B67)
+BT2020, UNSPECIFIED = int(ColorPrimaries.BT2020), int(ColorPrimaries.UNSPECIFIED)
+LIGHT = {transfer: light_of(transfer) for transfer in (PQ, HLG)}
+DIFFUSE_WHITE = 203  # cd/m2
+KNEE = 0.75  # of diffuse white: what is brighter is bent
+TO_BT709 = np.array(
+    [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
+)  # ITU-R BT.2087
 
 
 def turned(picture: Pixels, turn: Turn) -> Pixels:

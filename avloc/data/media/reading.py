@@ -21,8 +21,8 @@ from av.container import InputContainer
 from av.stream import Disposition
 from PIL import Image
 
-from avloc.data.media.files import REMEDY, SOUNDS, MediaError, Source, opened
-from avloc.data.media.pictures import Pixels, Turn, pixels, refuse_large, turn_of
+from avloc.data.media.files import REMEDY, SOUNDS, MediaError, Source, opened, signature
+from avloc.data.media.pictures import Pixels, Turn, is_hdr, pixels, refuse_large, turn_of
 from avloc.data.media.sounds import Floats, downmix, faults, mono, refuse_not_finite
 
 __all__ = ["LONGEST_SOUND", "MOST_LOST", "Damage", "Heard", "Media", "Shown", "probe"]
@@ -80,6 +80,7 @@ class Shown:
         time: seconds at which it appears.
         asked: seconds at which it was asked for.
         turn: how the stored picture was brought upright.
+        hdr: its high dynamic range was mapped to that of a screen.
         lost: the right one, or one that it builds on, could not be decoded; this is the last before.
         end: seconds at which pictures end, if that was met; then, and beyond, this is the last one.
     """
@@ -90,6 +91,7 @@ class Shown:
     turn: Turn
     lost: bool = False
     end: float | None = None
+    hdr: bool = False
 
     @property
     def late(self) -> float:
@@ -133,6 +135,8 @@ class Media:
         sample_rate: Hz; 0 without sound.
         channels: 1 or 2, after mixing down more of them as players do.
         formats: names of the container.
+        states: `avloc.data.media.files.signature` of both files when they were looked at first: pictures and sound of
+            a file that changes in between do not belong together.
     """
 
     source: Source
@@ -152,6 +156,7 @@ class Media:
     sample_rate: int
     channels: int
     formats: frozenset[str]
+    states: tuple[str, str] = ("", "")
 
     @property
     def seconds(self) -> float:
@@ -180,7 +185,7 @@ class Media:
         """
         self.need_pictures()
         damage = Damage() if damage is None else damage
-        with opened(self.source) as container:
+        with opened(self.source, self.states[0]) as container:
             last = -math.inf
             for frame, at, _ in decoded_frames(container, self.video or 0, damage, True, self.fps):
                 if at - self.origin > last:
@@ -189,7 +194,7 @@ class Media:
 
     def pixels(self, frame: av.VideoFrame, upright: bool = True) -> Pixels:
         """A frame as it is meant to be seen, uint8 ``[H, W, 3]``; ``upright=False`` leaves it as it is stored."""
-        return pixels(frame, turn_of(frame), self.aspect) if upright else pixels(frame)
+        return pixels(frame, turn_of(frame), self.aspect) if upright else pixels(frame, as_stored=True)
 
     def at(self, times: Sequence[float], upright: bool = True) -> list[Shown]:
         """The pictures on the screen at the given times.
@@ -222,7 +227,7 @@ class Media:
         """One try: from the key frame before the first time, or from the start. [] where that begins too late."""
         shown: list[Shown] = []
         damage = Damage()
-        with opened(self.source) as container:
+        with opened(self.source, self.states[0]) as container:
             stream = container.streams[self.video or 0]
             if back is not None and stream.time_base:
                 try:
@@ -237,7 +242,7 @@ class Media:
                 asked = times[len(shown)]
                 lost = not clean or any(at < t - self.origin <= asked for t, _ in damage.lost)
                 image = Image.fromarray(self.pixels(frame, upright))
-                shown.append(Shown(image, round(at, 6), asked, turn_of(frame), lost, end))
+                shown.append(Shown(image, round(at, 6), asked, turn_of(frame), lost, end, upright and is_hdr(frame)))
 
             for frame, time, clean in decoded_frames(container, self.video or 0, damage, threads, self.fps):
                 at = time - self.origin
@@ -289,9 +294,9 @@ class Media:
     def _pieces(self, start: float, end: float, damage: Damage) -> Iterator[tuple[int, Floats]]:
         """Decoded pieces ``[channels, n]``, each with the place of its first sample on the clock, until after ``end``.
         May begin long before ``start``."""
-        own, source = self.sample_rate, self.beside or self.source
+        own, source, state = self.sample_rate, self.beside or self.source, self.states[self.beside is not None]
         origin = self.origin if self.beside is None else 0.0
-        with opened(source) as container:
+        with opened(source, state) as container:
             stream = container.streams[self.audio or 0]
             skip = start + origin - WARM_UP
             sought = False
@@ -306,7 +311,7 @@ class Media:
             if sought and (first is None or (first[0] or 0.0) > start + origin):
                 # Late: a gap, or a seek that went wrong. Packets before are read, not decoded.
                 damage.lost.clear()
-                with opened(source) as again:
+                with opened(source, state) as again:
                     stream = again.streams[self.audio or 0]
                     pieces = decoded_sound(again, stream, own, self.channels, damage, skip)
                     yield from placed(pieces, origin, own, end)
@@ -392,7 +397,7 @@ class Media:
         """The same with ends that were looked for packet by packet, for files that do not tell them or tell them
         wrongly."""
         ends: dict[int, float] = {}
-        with opened(self.source) as container:
+        with opened(self.source, self.states[0]) as container:
             played = [container.streams[i] for i in (self.video, self.audio) if i is not None and not self.beside]
             played = played or [container.streams[self.video or 0]]
             for packet in packets(container, played, Damage()):
@@ -416,7 +421,8 @@ def probe(source: Source | str, beside: Source | None = None) -> Media:
     source = Path(source) if isinstance(source, str) else source
     if beside is None and isinstance(source, Path) and source.suffix.lower() in SILENT_VIDEO:
         beside = next((p for s in SOUNDS if (p := source.with_suffix(s)).is_file()), None)
-    with opened(source) as container:
+    state = signature(source)
+    with opened(source, state) as container:
         video, audio = chosen(container.streams.video), chosen(container.streams.audio)
         cover = any(s.disposition & Disposition.attached_pic for s in container.streams.video)
         formats = frozenset(container.format.name.split(","))
@@ -448,13 +454,15 @@ def probe(source: Source | str, beside: Source | None = None) -> Media:
             sample_rate=audio.codec_context.sample_rate if audio else 0,
             channels=min(2, audio.codec_context.channels) if audio else 0,
             formats=formats,
+            states=(state, ""),
         )
     if beside is None or media.audio is not None:
         return media
     other = probe(beside)
     other.need_sound()
     heard = ("audio", "sound_start", "sound_end", "sample_rate", "channels")
-    return replace(media, beside=beside, **{name: getattr(other, name) for name in heard})
+    states = (state, other.states[0])
+    return replace(media, beside=beside, states=states, **{name: getattr(other, name) for name in heard})
 
 
 def chosen(streams: Sequence[Any]) -> Any:
