@@ -8,6 +8,7 @@ import shutil
 import struct
 import tracemalloc
 import wave
+import zlib
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -44,7 +45,8 @@ from avloc.types import AVBatch, InputSpec, Localization
 from data_prep.common import files_by_stem, sound
 from tests.data.clips import write_clip
 from tests.data.test_media_road import convert
-from tests.data.timecode import shift, tone
+from tests.data.timecode import FPS, Variant, number, shift, tone
+from tests.data.timecode import write as write_coded
 
 pytestmark = pytest.mark.media
 RATE = 16000
@@ -55,7 +57,7 @@ def write(
     pictures: int = 25,
     size: tuple[int, int] = (32, 24),
     fps: int = 25,
-    codec: str = "mpeg4",
+    codec: str = "ffv1",
     audio: str | None = "pcm_s16le",
     seconds: float | None = None,
     pix_fmt: str = "yuv420p",
@@ -127,7 +129,7 @@ def test_a_picture_too_long_for_h264_becomes_smaller(tmp_path: Path) -> None:
 
 
 def test_a_video_of_one_frame(tmp_path: Path) -> None:
-    path = write(tmp_path / "one_000000.mp4", 1, audio="aac", seconds=1.0)
+    path = write(tmp_path / "one_000000.mp4", 1, codec="mpeg4", audio="aac", seconds=1.0)
     clip = read_clip(path, 10.0, 5.0)
     assert grey(clip.frame) == pytest.approx(0, abs=2)
     assert len(clip.audio) == pytest.approx(RATE, abs=0.1 * RATE)
@@ -136,7 +138,9 @@ def test_a_video_of_one_frame(tmp_path: Path) -> None:
 
 
 def test_a_huge_picture_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
-    Image.new("1", (30000, 30000)).save(tmp_path / "huge.png")
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    header = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + struct.pack(">I", 9) + b"IDAT")
     soundfile.write(tmp_path / "a.wav", tone(0, 1.0, RATE), RATE)
     tracemalloc.start()
     for use in (
@@ -144,7 +148,7 @@ def test_a_huge_picture_is_refused_before_it_takes_memory(tmp_path: Path) -> Non
         lambda: localize_still(Known(), tmp_path / "huge.png", tmp_path / "a.wav", tmp_path / "out"),
         lambda: probe(tmp_path / "huge.png"),
     ):
-        with pytest.raises(MediaError, match=r"huge\.png can.*as a picture"):
+        with pytest.raises(MediaError, match=r"huge\.png (can.*as a picture|has no picture)"):
             use()
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
@@ -167,7 +171,7 @@ def test_a_stream_that_claims_a_thousand_pictures_a_second(tmp_path: Path) -> No
     result = localize_video(Known(), path, tmp_path / "out", fps=5, progress=False)
     assert [t["time"] for t in result["times"]] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8], abs=0.001)
     assert probe(tmp_path / "out" / "overlay.mp4").measured().seconds == pytest.approx(1.0, abs=0.05)
-    fast = write(tmp_path / "true.mp4", 100, fps=1000, audio="aac", seconds=1.0)
+    fast = write(tmp_path / "true.mp4", 100, fps=1000, codec="mjpeg", pix_fmt="yuvj420p", audio="aac", seconds=1.0)
     assert grey(probe(fast).at([0.0505])[0].image) == pytest.approx(50, abs=2)
     localize_video(Known(), fast, tmp_path / "out", progress=False)
 
@@ -271,16 +275,14 @@ def test_the_second_wanted_of_an_hour_is_not_decoded_from_the_start(tmp_path: Pa
         video.width, video.height, video.pix_fmt, video.gop_size = 16, 16, "yuv420p", 5
         video.codec_context.time_base = Fraction(1, 25)
         sounds: Any = out.add_stream(audio, rate=rate, layout="mono")
-        quiet = np.zeros((1, 10 * rate), np.float32)
+        quiet = np.zeros((1, 2 * rate), np.float32)
         for n in range(0, seconds, 2):  # a picture every two seconds
             frame = av.VideoFrame.from_ndarray(np.full((16, 16), n // 2 % 200, np.uint8), format="gray")
             frame.pts, frame.time_base = 25 * n, Fraction(1, 25)
             out.mux(video.encode(frame))
-            if n % 10 == 0:
-                quiet[:, ::5] = n / seconds / 2
-                piece = av.AudioFrame.from_ndarray(quiet, "fltp", "mono")
-                piece.sample_rate, piece.pts, piece.time_base = rate, n * rate, Fraction(1, rate)
-                out.mux(sounds.encode(piece))
+            piece = av.AudioFrame.from_ndarray(quiet, "fltp", "mono")
+            piece.sample_rate, piece.pts, piece.time_base = rate, n * rate, Fraction(1, rate)
+            out.mux(sounds.encode(piece))
         out.mux(video.encode(None))
         out.mux(sounds.encode(None))
     early, late = (counted(lambda t=t: read_clip(path, 10.0, 5.0, 8000, start=t)) for t in (20.0, 3300.0))
@@ -288,7 +290,7 @@ def test_the_second_wanted_of_an_hour_is_not_decoded_from_the_start(tmp_path: Pa
     assert len(late["result"].audio) == 80000
     for cost in (early, late):
         assert cost["frames"] < 30
-        assert cost["samples"] < 15 * rate
+        assert cost["samples"] < 17 * rate
     assert late["packets"] < 2 * early["packets"] + 400
 
 
@@ -548,3 +550,21 @@ def test_one_room_opens_media() -> None:
         if "avloc/data/media/" not in path.as_posix() and (opens := openings(path.read_text()))
     }
     assert set(found) == set(ELSEWHERE), found
+
+
+def test_transport_streams_put_one_behind_the_other(tmp_path: Path) -> None:
+    """Each part has a clock of its own: the second follows the first, for pictures and sound alike."""
+    part = write_coded(Variant("ts", "mpeg2video", "mp2"), tmp_path / "part.ts", 3.0).read_bytes()
+    path = tmp_path / "both.ts"
+    path.write_bytes(part + part)
+    media = probe(path)
+    assert media.jumps
+    assert media.seconds == pytest.approx(6.0, abs=0.15)
+    for t in (0.5, 2.5, 3.5, 5.0):
+        told = number(np.asarray(media.at([t])[0].image)) / FPS + 3.0 * (t > 3)
+        assert t - told == pytest.approx(0.02, abs=0.04), t
+    assert [number(np.asarray(s.image)) for s in media.at([1.0, 4.5])] == pytest.approx([25, 37], abs=1)
+    assert len([1 for _ in media.frames()]) == 150
+    assert shift(media.hear(RATE, 1.0, 1.0).wave, 1.0, RATE) == pytest.approx(0, abs=0.05)
+    assert shift(media.hear(RATE, 4.5, 1.0).wave, 1.5, RATE) == pytest.approx(0, abs=0.05)
+    assert not probe(tmp_path / "part.ts").jumps

@@ -83,6 +83,13 @@ def test_three_annotators_become_a_consensus(media: Path, tmp_path: Path) -> Non
     assert len(EvalSet(tmp_path / "flickr" / "flickr-test.json", SPEC, tags=("test249",))) == 2
 
 
+def test_ids_of_a_tag_that_match_nothing_are_named(media: Path, tmp_path: Path) -> None:
+    (media / "leak.txt").write_text("11.jpg\n99\n")
+    assert convert(media, tmp_path, "--tag", f"leak={media / 'leak.txt'}") == 0
+    said = " ".join(notes(tmp_path / "flickr"))
+    assert "1 ids of the list of the tag leak match nothing (99)" in said
+
+
 def test_the_official_archive_and_the_supervised_split(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     media = tmp_path / "media"
     for id in (21, 22, 23):

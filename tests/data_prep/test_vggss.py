@@ -82,6 +82,18 @@ def test_lists_in_milliseconds(media: Path, tmp_path: Path) -> None:
     assert left_out(tmp_path / "vggss_ours")["vggss_ours__xyzdefghij9_000000"] == "no annotation row"
 
 
+def test_ids_that_match_nothing_are_named(media: Path, tmp_path: Path) -> None:
+    (media / "tag.txt").write_bytes(b"\xef\xbb\xbf-abcdefghi0_30.mp4\r\nxyzdefghij9_0_10000\r\nno id\r\n")
+    heard = media / "heard.csv"
+    heard.write_text("cdefghijkl2_0,class 2\nzyxdefghij9_000005,class 9\n")
+    assert convert(media, tmp_path, "--tag", f"mine={media / 'tag.txt'}", "--heard", str(heard)) == 0
+    said = notes(tmp_path / "vggss")
+    assert "2 ids of the list of the tag mine match nothing (no id, xyzdefghij9_000000). Is it" in " ".join(said)
+    assert "1 ids of the list of the tag heard match nothing (zyxdefghij9_000005)" in " ".join(said)
+    records = EvalSet(tmp_path / "vggss" / "vggss-test.json", SPEC).records
+    assert {r.id: r.tags for r in records}["-abcdefghi0_000030"] == ["mine"]
+
+
 def test_keys() -> None:
     assert clip_key("zpWuikVorYg_32000_42000") == clip_key("zpWuikVorYg_000032") == "zpWuikVorYg_000032"
     assert clip_key("__1_2_3_4_5_30") == "__1_2_3_4_5_000030"

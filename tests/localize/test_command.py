@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from avloc.cli import main
 from avloc.localize import models
 from avloc.localize.models import Chosen
 from avloc.localize.regions import Threshold
-from tests.localize.test_run import Known, steady
+from avloc.types import AVBatch, Localization
+from tests.localize.test_run import Known, picture, steady, write_video
 
 
 @pytest.fixture
@@ -58,6 +60,44 @@ def test_options_on_the_line(here: Path, capsys: pytest.CaptureFixture[str]) -> 
     )
     assert (here / "o" / "maps.npz").is_file()
     assert "threshold: 1, as asked" in capsys.readouterr().out
+
+
+class Trained(Known):
+    """Warm wherever it hears next to nothing, hot where there is a sound: what a universal threshold tells apart."""
+
+    def localize(self, batch: AVBatch) -> Localization:
+        heat = 0.3 + 0.5 * (batch.audio.abs().amax(1) > 0.01).float()
+        return Localization(heat[:, None, None, None].expand(-1, 1, 4, 4), heat[:, None])
+
+
+@pytest.mark.parametrize(("loudness", "sounds"), [(0.0, False), (0.001, False), (0.3, True)])
+def test_silence_has_no_regions_at_the_universal_threshold_of_the_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    loudness: float,
+    sounds: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "load_method", lambda path: Trained())
+    run = tmp_path / "runs" / "mine" / "version_0"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "best.ckpt").write_bytes(b"weights")
+    universal = {"threshold": 0.41, "place": 41, "chosen_on": ["world:val", "world:val_negative"]}
+    (run / "results.json").write_text(json.dumps({"universal": universal, "sets": {}}))
+    noise = loudness * np.random.default_rng(0).standard_normal(44_100).clip(-1, 1)
+    write_video(tmp_path / "a.mp4", [picture()] * 10, np.arange(10) / 10, noise.astype(np.float32))
+    main(["localize", "a.mp4", "-o", "out", "--ckpt", str(run), "--fps", "2"])
+    said = capsys.readouterr().out
+    assert f"threshold: 0.41, universal, chosen on world:val, world:val_negative: {run / 'results.json'}" in said
+    result = json.loads((tmp_path / "out" / "regions.json").read_text())
+    assert (result["threshold"], [bool(t["regions"]) for t in result["times"]]) == (0.41, [sounds] * 2)
+    assert ("nothing sounds here" in said) is not sounds
+    whys = {t.get("nothing_sounds") for t in result["times"]}
+    assert whys == ({None} if sounds else {"its sound is silent"} if not loudness else {SAID})
+
+
+SAID = "no region of the map reaches 0.41"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ the streams that a player takes: the default ones, and no attached pictures.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +22,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from PIL import Image
 
-from avloc.data.media.files import REMEDY, SOUNDS, MediaError, Source, opened, signature
+from avloc.data.media.files import REMEDY, SOUNDS, MediaError, Member, Source, opened, signature
 from avloc.data.media.pictures import Pixels, Turn, is_hdr, pixels, refuse_large, turn_of
 from avloc.data.media.sounds import Floats, downmix, faults, mono, refuse_not_finite
 
@@ -33,6 +34,9 @@ SILENT_VIDEO = (".gif",)  # formats without sound, which lies beside them
 # Formats whose packets carry their time, so that it is known after a seek. In others it is counted from the start.
 TIMED = {"mov", "mp4", "matroska", "webm", "avi", "asf", "mpegts", "mpeg", "flv", "ogg", "nut", "mxf", "gif"}
 TIMED_SOUND = TIMED | {"wav", "w64", "aiff", "caf", "flac"}
+JOINED = {"mpegts", "mpeg"}  # formats whose files are put one behind the other, each with a clock of its own
+JUMP_BACK, JUMP_AHEAD = 1.0, 10.0  # seconds: a longer way between packets is another clock, and no gap
+LONGEST_LOOK = 128 << 20  # bytes of a file that is looked through for such jumps
 SEEK_FROM = 1.0  # seconds: what lies before is decoded from the start
 WARM_UP = 1.0  # seconds before the sound wanted: codecs overlap, and their first packets come out wrong
 JITTER = 0.03  # seconds: containers round times; a longer distance is a gap
@@ -137,6 +141,7 @@ class Media:
         formats: names of the container.
         states: `avloc.data.media.files.signature` of both files when they were looked at first: pictures and sound of
             a file that changes in between do not belong together.
+        jumps: of each stream of a file whose clock jumps, see `jumps_of`.
     """
 
     source: Source
@@ -157,6 +162,7 @@ class Media:
     channels: int
     formats: frozenset[str]
     states: tuple[str, str] = ("", "")
+    jumps: Mapping[int, Sequence[tuple[int, float]]] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -187,7 +193,7 @@ class Media:
         damage = Damage() if damage is None else damage
         with opened(self.source, self.states[0]) as container:
             last = -math.inf
-            for frame, at, _ in decoded_frames(container, self.video or 0, damage, True, self.fps):
+            for frame, at, _ in decoded_frames(container, self.video or 0, damage, True, self.fps, self.jumps):
                 if at - self.origin > last:
                     last = at - self.origin
                     yield last, frame
@@ -213,7 +219,7 @@ class Media:
         if not times:
             return []
         steps: list[float | None] = []
-        if self.formats & TIMED:
+        if self.formats & TIMED and not self.jumps:
             steps += [back for back in STEPS_BACK if times[0] - back > self.picture_start + SEEK_FROM]
         for back in [*steps, None]:
             shown = self._at(times, back, upright, threads=True)
@@ -244,7 +250,8 @@ class Media:
                 image = Image.fromarray(self.pixels(frame, upright))
                 shown.append(Shown(image, round(at, 6), asked, turn_of(frame), lost, end, upright and is_hdr(frame)))
 
-            for frame, time, clean in decoded_frames(container, self.video or 0, damage, threads, self.fps):
+            decoded = decoded_frames(container, self.video or 0, damage, threads, self.fps, self.jumps)
+            for frame, time, clean in decoded:
                 at = time - self.origin
                 if not anchored:
                     if not frame.key_frame:
@@ -300,20 +307,21 @@ class Media:
             stream = container.streams[self.audio or 0]
             skip = start + origin - WARM_UP
             sought = False
-            if skip > SEEK_FROM + origin and self.formats & TIMED_SOUND and stream.time_base:
+            timed = self.formats & TIMED_SOUND and not self.jumps
+            if skip > SEEK_FROM + origin and timed and stream.time_base:
                 try:
                     container.seek(int(skip / stream.time_base), stream=stream)
                     sought = True
                 except av.FFmpegError:
                     pass
-            pieces = decoded_sound(container, stream, own, self.channels, damage, skip)
+            pieces = decoded_sound(container, stream, own, self.channels, damage, skip, self.jumps)
             first = next(pieces, None)
             if sought and (first is None or (first[0] or 0.0) > start + origin):
                 # Late: a gap, or a seek that went wrong. Packets before are read, not decoded.
                 damage.lost.clear()
                 with opened(source, state) as again:
                     stream = again.streams[self.audio or 0]
-                    pieces = decoded_sound(again, stream, own, self.channels, damage, skip)
+                    pieces = decoded_sound(again, stream, own, self.channels, damage, skip, self.jumps)
                     yield from placed(pieces, origin, own, end)
                 return
             if first is not None:
@@ -400,7 +408,7 @@ class Media:
         with opened(self.source, self.states[0]) as container:
             played = [container.streams[i] for i in (self.video, self.audio) if i is not None and not self.beside]
             played = played or [container.streams[self.video or 0]]
-            for packet in packets(container, played, Damage()):
+            for packet in packets(container, played, Damage(), self.jumps):
                 if packet.pts is not None and packet.time_base:
                     end = float((packet.pts + (packet.duration or 0)) * packet.time_base) - self.origin
                     ends[packet.stream_index] = max(end, ends.get(packet.stream_index, 0.0))
@@ -431,6 +439,9 @@ def probe(source: Source | str, beside: Source | None = None) -> Media:
         if video and audio and 0 < starts[video.index] - origin <= padding(audio):
             origin = starts[video.index]
         ends = {s.index: end_of(s, container, starts[s.index], origin) for s in (video, audio) if s is not None}
+        played = [s for s in (video, audio) if s is not None]
+        looked = formats & JOINED and size_of(source) <= LONGEST_LOOK
+        jumps = jumps_of(container, played) if looked and played else {}
         width, height = (video.codec_context.width, video.codec_context.height) if video else (0, 0)
         if video:
             refuse_large(source, width, height)
@@ -455,7 +466,10 @@ def probe(source: Source | str, beside: Source | None = None) -> Media:
             channels=min(2, audio.codec_context.channels) if audio else 0,
             formats=formats,
             states=(state, ""),
+            jumps=jumps,
         )
+        if jumps:
+            media = media.measured()
     if beside is None or media.audio is not None:
         return media
     other = probe(beside)
@@ -504,13 +518,56 @@ def end_of(stream: Any, container: InputContainer, start: float, origin: float) 
     return None
 
 
-def packets(container: InputContainer, streams: Sequence[Any], damage: Damage) -> Iterator[av.Packet[Any]]:
-    """All packets; where the container is damaged, reading goes on behind it."""
+def size_of(source: Source) -> int:
+    """Bytes of a file, or of a member of an archive."""
+    return source.size if isinstance(source, Member) else source.stat().st_size
+
+
+def jumps_of(container: InputContainer, streams: Sequence[Any]) -> dict[int, list[tuple[int, float]]]:
+    """Where the clock of a file that was put together of several jumps: of each stream, numbers of packets, and the
+    seconds that are added to times from each of them on, so that one part follows the other; {} where it does not."""
+    jumps: dict[int, list[tuple[int, float]]] = {s.index: [] for s in streams}
+    count, expected, added = Counter[int](), dict[int, float](), dict.fromkeys(jumps, 0.0)
+    for packet in packets(container, streams, Damage()):
+        i, ticks = packet.stream_index, packet.dts if packet.dts is not None else packet.pts
+        number = count[i]
+        count[i] += 1
+        if ticks is None or not packet.time_base:
+            continue
+        own = float(ticks * packet.time_base)
+        ahead = own + added[i] - expected.get(i, own + added[i])
+        if not -JUMP_BACK <= ahead <= JUMP_AHEAD:
+            # As the other stream jumped, where that fits, so that both stay together.
+            others = [a for j, a in added.items() if j != i and abs(own + a - expected[i]) < JUMP_BACK]
+            added[i] = others[0] if others else expected[i] - own
+            jumps[i].append((number, added[i]))
+        expected[i] = own + added[i] + float((packet.duration or 0) * packet.time_base)
+    return jumps if any(jumps.values()) else {}
+
+
+def packets(
+    container: InputContainer,
+    streams: Sequence[Any],
+    damage: Damage,
+    jumps: Mapping[int, Sequence[tuple[int, float]]] | None = None,
+) -> Iterator[av.Packet[Any]]:
+    """All packets; where the container is damaged, reading goes on behind it. Times are moved as `jumps_of` says, if
+    they are read from the start."""
     failed = 0
+    count, rest = Counter[int](), {i: deque(of) for i, of in (jumps or {}).items()}
+    added: dict[int, float] = {}
     while failed < HOPELESS:
         try:
             for packet in container.demux(*streams):
                 failed = 0
+                if rest and packet.time_base:
+                    i = packet.stream_index
+                    while rest.get(i) and rest[i][0][0] <= count[i]:
+                        added[i] = rest[i].popleft()[1]
+                    count[i] += 1
+                    if moved := round(added.get(i, 0.0) / packet.time_base):
+                        packet.pts = None if packet.pts is None else packet.pts + moved
+                        packet.dts = None if packet.dts is None else packet.dts + moved
                 yield packet
             return
         except (av.FFmpegError, EOFError):
@@ -519,14 +576,19 @@ def packets(container: InputContainer, streams: Sequence[Any], damage: Damage) -
 
 
 def decoded_frames(
-    container: InputContainer, index: int, damage: Damage, threads: bool, fps: Fraction
+    container: InputContainer,
+    index: int,
+    damage: Damage,
+    threads: bool,
+    fps: Fraction,
+    jumps: Mapping[int, Sequence[tuple[int, float]]] | None = None,
 ) -> Iterator[tuple[av.VideoFrame, float, bool]]:
     """Frames that decode, with their seconds on the file's own clock, and whether they are whole: False after
     something that they may build on was lost, until the next key frame."""
     stream: Any = container.streams[index]
     stream.thread_type = "AUTO" if threads else "NONE"
     suspect, last = math.inf, -math.inf
-    for packet in packets(container, [stream], damage):
+    for packet in packets(container, [stream], damage, jumps):
         try:
             frames = packet.decode()
         except av.FFmpegError:
@@ -548,13 +610,20 @@ def decoded_frames(
 
 
 def decoded_sound(
-    container: InputContainer, stream: Any, rate: int, channels: int, damage: Damage, skip: float
+    container: InputContainer,
+    stream: Any,
+    rate: int,
+    channels: int,
+    damage: Damage,
+    skip: float,
+    jumps: Mapping[int, Sequence[tuple[int, float]]] | None = None,
 ) -> Iterator[tuple[float | None, Floats]]:
     """Seconds on the file's own clock and samples ``[channels, n]``; packets that end before ``skip`` are not
     decoded."""
-    change = av.AudioResampler(format="fltp", rate=rate)
+    # Interleaved: PyAV crashes on planes of eight channels and more.
+    change = av.AudioResampler(format="flt", rate=rate)
     form = None
-    for packet in packets(container, [stream], damage):
+    for packet in packets(container, [stream], damage, jumps):
         if ends_before(packet, skip):
             continue
         try:
@@ -565,12 +634,13 @@ def decoded_sound(
         for frame in frames:
             now = (frame.format.name, frame.layout.name, frame.sample_rate)
             if form not in (None, now):
-                change = av.AudioResampler(format="fltp", rate=rate)
+                change = av.AudioResampler(format="flt", rate=rate)
             form = now
             at: float | None = frame.time
             names = [c.name for c in frame.layout.channels]
             for part in change.resample(frame):
-                yield at, downmix(part.to_ndarray().astype(np.float32, copy=False), names, channels)
+                wave = part.to_ndarray().astype(np.float32, copy=False).reshape(-1, len(names)).T
+                yield at, downmix(wave, names, channels)
                 at = None
 
 
