@@ -104,7 +104,7 @@ class Known(Localizer):
 
 @pytest.mark.parametrize("size", [(1, 24), (24, 1), (1, 1), (31, 17)])
 def test_a_video_of_one_pixel(tmp_path: Path, size: tuple[int, int]) -> None:
-    path = write(tmp_path / "a.mkv", 5, size, codec="ffv1", pix_fmt="yuv444p")
+    path = write(tmp_path / "a.mkv", 5, size, codec="mjpeg", pix_fmt="yuvj444p")
     clip = read_clip(path, 10.0, 0.1)
     assert clip.frame.size == size
     assert grey(clip.frame) == pytest.approx(2, abs=2)
@@ -122,7 +122,7 @@ def test_a_picture_of_one_pixel(tmp_path: Path) -> None:
 
 
 def test_a_picture_too_long_for_h264_becomes_smaller(tmp_path: Path) -> None:
-    path = write(tmp_path / "long.mkv", 2, (2, 20000), codec="ffv1", pix_fmt="yuv444p")
+    path = write(tmp_path / "long.mkv", 5, (2, 20000), codec="mjpeg", pix_fmt="yuvj444p")
     result = localize_video(Known(), path, tmp_path / "out", progress=False)
     assert (result["width"], result["height"]) == (2, 20000)
     assert probe(tmp_path / "out" / "overlay.mp4").height == 4096
@@ -550,6 +550,24 @@ def test_one_room_opens_media() -> None:
         if "avloc/data/media/" not in path.as_posix() and (opens := openings(path.read_text()))
     }
     assert set(found) == set(ELSEWHERE), found
+
+
+@pytest.mark.parametrize(("video", "audio"), [("libx264", "pcm_s16le"), ("mpeg4", "libmp3lame")])
+def test_reordered_frames_of_an_avi_have_the_times_of_their_numbers(tmp_path: Path, video: str, audio: str) -> None:
+    options = {"bf": "2", "g": "25", **({"preset": "ultrafast"} if video == "libx264" else {})}
+    media = probe(write_coded(Variant("avi", video, audio, options), tmp_path / "a.avi", 3.0))
+    assert media.counted
+    assert [number(media.pixels(f)) for _, f in media.frames()] == list(range(75))
+    assert [round(25 * t) for t, _ in media.frames()] == list(range(75))
+    assert [number(np.asarray(media.at([t])[0].image)) for t in (0.5, 1.71, 2.5)] == [12, 42, 62]
+
+
+def test_an_ogg_that_begins_late_keeps_its_clock(tmp_path: Path) -> None:
+    path = write_coded(Variant("ogv", "vp8", "libopus", {"cpu-used": "8"}, form="ogg", start=7.0), tmp_path / "a.ogv")
+    media = probe(path)
+    for t in (0.5, 2.02, 3.3):
+        assert t - number(np.asarray(media.at([t])[0].image)) / FPS == pytest.approx(0.02, abs=0.0211)
+    assert shift(media.hear(RATE, 2.0, 1.0).wave, 2.0, RATE) == pytest.approx(0, abs=0.02)
 
 
 def test_transport_streams_put_one_behind_the_other(tmp_path: Path) -> None:

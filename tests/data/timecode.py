@@ -168,6 +168,8 @@ VARIANTS = [
     *(Variant("avi", v, "libmp3lame") for v in ("msmpeg4v2", "msmpeg4", "cinepak", "huffyuv", "msvideo1", "ffvhuff")),
     *(Variant("avi", v, "pcm_s16le") for v in ("mjpeg", "rawvideo", "asv1", "utvideo", "ljpeg", "magicyuv")),
     Variant("avi", "libx264", "pcm_s16le", {"bf": "0"}),
+    Variant("avi", "libx264", "pcm_s16le", {"bf": "2", "g": "25"}),
+    Variant("avi", "mpeg4", "libmp3lame", {"bf": "2", "g": "50"}),
     Variant("wmv", "wmv1", "wmav1", form="asf", rate=44100),
     Variant("wmv", "wmv2", "wmav2", form="asf", channels=2),
     Variant("wmv", "msmpeg4", "libmp3lame", form="asf"),

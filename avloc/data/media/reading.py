@@ -34,9 +34,11 @@ SILENT_VIDEO = (".gif",)  # formats without sound, which lies beside them
 # Formats whose packets carry their time, so that it is known after a seek. In others it is counted from the start.
 TIMED = {"mov", "mp4", "matroska", "webm", "avi", "asf", "mpegts", "mpeg", "flv", "ogg", "nut", "mxf", "gif"}
 TIMED_SOUND = TIMED | {"wav", "w64", "aiff", "caf", "flac"}
+COUNTING = {"avi"}  # formats that count frames: where codecs reorder them, times follow from their number alone
+TOLD_PADDING = {"ogg"}  # formats that say how much an encoder put before the first sample
 JOINED = {"mpegts", "mpeg"}  # formats whose files are put one behind the other, each with a clock of its own
 JUMP_BACK, JUMP_AHEAD = 1.0, 10.0  # seconds: a longer way between packets is another clock, and no gap
-LONGEST_LOOK = 128 << 20  # bytes of a file that is looked through for such jumps
+LONGEST_LOOK = 16 << 20  # bytes of a file that is looked through for such jumps
 SEEK_FROM = 1.0  # seconds: what lies before is decoded from the start
 WARM_UP = 1.0  # seconds before the sound wanted: codecs overlap, and their first packets come out wrong
 JITTER = 0.03  # seconds: containers round times; a longer distance is a gap
@@ -141,6 +143,7 @@ class Media:
         formats: names of the container.
         states: `avloc.data.media.files.signature` of both files when they were looked at first: pictures and sound of
             a file that changes in between do not belong together.
+        counted: times of pictures follow from their number, see `COUNTING`.
         jumps: of each stream of a file whose clock jumps, see `jumps_of`.
     """
 
@@ -162,6 +165,7 @@ class Media:
     channels: int
     formats: frozenset[str]
     states: tuple[str, str] = ("", "")
+    counted: bool = False
     jumps: Mapping[int, Sequence[tuple[int, float]]] = field(default_factory=dict)
 
     @property
@@ -193,7 +197,7 @@ class Media:
         damage = Damage() if damage is None else damage
         with opened(self.source, self.states[0]) as container:
             last = -math.inf
-            for frame, at, _ in decoded_frames(container, self.video or 0, damage, True, self.fps, self.jumps):
+            for frame, at, _ in self._decoded(container, damage, True):
                 if at - self.origin > last:
                     last = at - self.origin
                     yield last, frame
@@ -219,7 +223,7 @@ class Media:
         if not times:
             return []
         steps: list[float | None] = []
-        if self.formats & TIMED and not self.jumps:
+        if self.formats & TIMED and not self.jumps and not self.counted:
             steps += [back for back in STEPS_BACK if times[0] - back > self.picture_start + SEEK_FROM]
         for back in [*steps, None]:
             shown = self._at(times, back, upright, threads=True)
@@ -228,6 +232,11 @@ class Media:
             if shown:
                 return shown
         raise MediaError(f"{self.source} holds no decodable frame. {REMEDY}")
+
+    def _decoded(
+        self, container: InputContainer, damage: Damage, threads: bool
+    ) -> Iterator[tuple[av.VideoFrame, float, bool]]:
+        return decoded_frames(container, self.video or 0, damage, threads, self.fps, self.jumps, self.counted)
 
     def _at(self, times: Sequence[float], back: float | None, upright: bool, threads: bool) -> list[Shown]:
         """One try: from the key frame before the first time, or from the start. [] where that begins too late."""
@@ -250,8 +259,7 @@ class Media:
                 image = Image.fromarray(self.pixels(frame, upright))
                 shown.append(Shown(image, round(at, 6), asked, turn_of(frame), lost, end, upright and is_hdr(frame)))
 
-            decoded = decoded_frames(container, self.video or 0, damage, threads, self.fps, self.jumps)
-            for frame, time, clean in decoded:
+            for frame, time, clean in self._decoded(container, damage, threads):
                 at = time - self.origin
                 if not anchored:
                     if not frame.key_frame:
@@ -436,7 +444,8 @@ def probe(source: Source | str, beside: Source | None = None) -> Media:
         formats = frozenset(container.format.name.split(","))
         starts = {s.index: begin(s, container) for s in (video, audio) if s is not None}
         origin = min(starts.values(), default=0.0)
-        if video and audio and 0 < starts[video.index] - origin <= padding(audio):
+        padded = video and audio and not formats & TOLD_PADDING
+        if padded and 0 < starts[video.index] - origin <= padding(audio):
             origin = starts[video.index]
         ends = {s.index: end_of(s, container, starts[s.index], origin) for s in (video, audio) if s is not None}
         played = [s for s in (video, audio) if s is not None]
@@ -466,6 +475,7 @@ def probe(source: Source | str, beside: Source | None = None) -> Media:
             channels=min(2, audio.codec_context.channels) if audio else 0,
             formats=formats,
             states=(state, ""),
+            counted=bool(video and formats & COUNTING and video.codec_context.has_b_frames),
             jumps=jumps,
         )
         if jumps:
@@ -582,22 +592,29 @@ def decoded_frames(
     threads: bool,
     fps: Fraction,
     jumps: Mapping[int, Sequence[tuple[int, float]]] | None = None,
+    counted: bool = False,
 ) -> Iterator[tuple[av.VideoFrame, float, bool]]:
     """Frames that decode, with their seconds on the file's own clock, and whether they are whole: False after
-    something that they may build on was lost, until the next key frame."""
+    something that they may build on was lost, until the next key frame. Where they are ``counted``, the next frame has
+    the time of the next packet."""
     stream: Any = container.streams[index]
     stream.thread_type = "AUTO" if threads else "NONE"
     suspect, last = math.inf, -math.inf
+    order = deque[float]()
     for packet in packets(container, [stream], damage, jumps):
+        if counted and packet.dts is not None and packet.size and packet.time_base:
+            order.append(float(packet.dts * packet.time_base))
         try:
             frames = packet.decode()
         except av.FFmpegError:
             damage.add(packet)
+            if order:
+                order.pop()
             if damage.lost and not packet.is_disposable:
                 suspect = min(suspect, damage.lost[-1][0])
             continue
         for frame in frames:
-            at = frame.time
+            at = order.popleft() if order else frame.time
             if at is None:
                 at = last + float(1 / fps) if last > -math.inf else 0.0
             last = at
