@@ -479,6 +479,23 @@ def test_transparency_lies_on_black_and_sixteen_bits_are_scaled(tmp_path: Path) 
         assert np.asarray(read_picture(path))[4, 4].tolist() == pytest.approx(wanted, abs=3)
 
 
+def test_transparent_webm_lies_on_black(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.webm"), "w") as out:
+        video: Any = out.add_stream("libvpx-vp9", rate=25, options={"cpu-used": "8", "auto-alt-ref": "0"})
+        video.width, video.height, video.pix_fmt, video.gop_size = 32, 32, "yuva420p", 10
+        for n in range(75):
+            picture = np.full((32, 32, 4), (200, 200, 200, 255 if n < 50 else 51), np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgba")
+            frame.pts, frame.time_base = n, Fraction(1, 25)
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+    media = probe(tmp_path / "a.webm")
+    assert [grey(s.image) for s in media.at([0.5, 2.5])] == pytest.approx([200, 40], abs=4)
+    late = counted(lambda: media.at([2.5]))
+    assert grey(late["result"][0].image) == pytest.approx(40, abs=4)
+    assert late["frames"] < 60, "it is sought"
+
+
 def test_of_animated_pictures_the_first_is_taken(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

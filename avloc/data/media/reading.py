@@ -262,7 +262,7 @@ class Media:
             for frame, time, clean in self._decoded(container, damage, threads):
                 at = time - self.origin
                 if not anchored:
-                    if not frame.key_frame:
+                    if not frame.key_frame and not frame.format.name.startswith("yuva"):  # libvpx tells no key frames
                         continue
                     if at > times[0] + 1e-6:
                         return []
@@ -601,11 +601,12 @@ def decoded_frames(
     stream.thread_type = "AUTO" if threads else "NONE"
     suspect, last = math.inf, -math.inf
     order = deque[float]()
+    decoder = alpha_decoder(stream)
     for packet in packets(container, [stream], damage, jumps):
         if counted and packet.dts is not None and packet.size and packet.time_base:
             order.append(float(packet.dts * packet.time_base))
         try:
-            frames = packet.decode()
+            frames = packet.decode() if decoder is None else decoder.decode(packet if packet.size else None)
         except av.FFmpegError:
             damage.add(packet)
             if order:
@@ -624,6 +625,14 @@ def decoded_frames(
             elif frame.key_frame and at >= suspect:
                 suspect = math.inf
             yield frame, at, at < suspect
+
+
+def alpha_decoder(stream: Any) -> Any:
+    """A decoder that sees the transparency of WebM, which FFmpeg's own ones leave out; None for other streams."""
+    if not any(key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items()):
+        return None
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    return av.CodecContext.create(name, "r") if name else None
 
 
 def decoded_sound(
