@@ -21,8 +21,10 @@ train: $(READY)  ## train, test and report: make train EXP=souple_ctx4 [ARGS="--
 	@test -n "$(EXP)" || { echo 'make train needs EXP=name, a YAML in experiments/: make train EXP=quickstart'; exit 2; }
 	$(BIN)/avloc train $(NAMES) $(ARGS)
 
+# One thread a process: two that share the cores otherwise wait for each other's threads. Some files take minutes, so
+# that whatever is left is taken over test by test, while a file's tests mostly stay together.
 test: $(READY)  ## run the tests (slow ones too: make test ARGS="-m 'not gpu'")
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations 15 -m "not slow and not gpu" $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check avloc data_prep tests
