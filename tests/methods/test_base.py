@@ -178,7 +178,7 @@ def weights(method: Localizer) -> dict[str, Tensor]:
     return {k: v for k, v in method.state_dict().items() if k in method.learned_keys()}
 
 
-@pytest.mark.parametrize("kind", [ACL, SOUPLE])
+@pytest.mark.parametrize("kind", [pytest.param(ACL, marks=pytest.mark.slow), SOUPLE])
 def test_killed_and_resumed_equals_unbroken(tmp_path: Path, kind: type[ACL]) -> None:
     """Dropout, mask noise, order and optimiser state all go on where they stopped (float32, CPU)."""
     write_world(tmp_path / "world", "train", scenes=20)

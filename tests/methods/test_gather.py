@@ -74,7 +74,10 @@ def one_of_two(rank: int, kind: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [k if k == "acl" else pytest.param(k, marks=pytest.mark.slow) for k in KINDS],  # each starts two processes
+)
 def test_two_ranks_equal_the_whole_batch(tmp_path: Path, kind: str) -> None:
     step = Step(kind)
     loss = step([0, 1, 2, 3], 1)

@@ -158,6 +158,7 @@ def test_missing_weights_are_told_before_anything_runs(tmp_path: Path, monkeypat
     assert run.global_step == 0
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_files(tmp_path: Path) -> None:
     data = ToyData(ToySet("toy", 5))
     ddp: dict[str, Any] = {"strategy": "ddp_spawn", "devices": 2, "use_distributed_sampler": False}

@@ -33,7 +33,7 @@ def worker(rank: int, world: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_give_the_same_bits(world: int, tmp_path: Path) -> None:
     multiprocessing.spawn(worker, (world, str(tmp_path)), nprocs=world)
     for rank in range(world):
