@@ -20,7 +20,7 @@ import avloc.localize.command
 import avloc.report.command
 import avloc.world.command
 import data_prep.command
-from avloc.errors import UsageError
+from avloc.errors import UsageError, told_by
 from avloc.experiment.command import KEYS_OF_A_YAML, PASSES_ON
 from avloc.plugins import load_plugins
 
@@ -101,17 +101,6 @@ def main(args: list[str] | None = None) -> None:
             raise
         print(f"{command}: {told}", file=sys.stderr)
         sys.exit(2 if isinstance(told, UsageError) else 1)
-
-
-def told_by(error: BaseException) -> BaseException | None:
-    """The package's own exception in a chain of causes: those are written for users, anything else is a defect.
-
-    jsonargparse wraps what a constructor raises.
-    """
-    told: BaseException | None = error
-    while told is not None and type(told).__module__.split(".")[0] not in ("avloc", "data_prep"):
-        told = told.__cause__
-    return told
 
 
 if __name__ == "__main__":
