@@ -50,6 +50,9 @@ def localize(
             autocompletion=complete_experiment,
         ),
     ] = None,
+    get: Annotated[
+        bool, typer.Option("--get", help="Fetch what --experiment misses of weight files first, as `avloc weights`.")
+    ] = False,
     fps: Annotated[float, typer.Option(help="Analysed frames a second; heat between them is interpolated.")] = 4.0,
     window: Annotated[
         float | None,
@@ -90,6 +93,14 @@ def localize(
     from avloc.localize.run import destinations, localize_still, localize_video
     from avloc.methods.acl.inversion import default_phrases, read_phrases
 
+    if get:
+        from avloc.experiment.weights import get as fetch
+        from avloc.experiment.weights import sources_of
+        from avloc.names import find_config
+
+        if experiment is None:
+            raise UsageError("--get fetches what an experiment needs: name it with --experiment.")
+        fetch(sources_of(find_config(experiment)))
     chosen = choose(experiment, ckpt)
     model = chosen.model
     known = read_phrases(phrases) if phrases else default_phrases(model)
