@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 import soundfile
 import torch
-from jinja2 import Environment
+from jinja2 import Environment, PackageLoader
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.optimize import linear_sum_assignment
@@ -264,7 +264,7 @@ def page(panels: Sequence[Panel], path: Path | str, title: str = "") -> None:
         }
         for p in panels
     ]
-    template = Environment(autoescape=True).from_string(PAGE)
+    template = Environment(loader=PackageLoader("avloc.report"), autoescape=True).get_template("panels.html")
     Path(path).write_text(template.render(title=title, rows=rows), encoding="utf-8")
 
 
@@ -332,28 +332,3 @@ def inline(content: bytes, kind: str) -> str:
 def colours() -> Tensor:
     """256 colours from cold to hot, float ``[256, 3]`` in 0..255."""
     return torch.tensor(matplotlib.colormaps["turbo"](np.linspace(0, 1, 256))[:, :3] * 255, dtype=torch.float32)
-
-
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
-<style>
- body { font: 15px system-ui, sans-serif; margin: 2em; color: #222 }
- figure { margin: 0 0 2em } img { max-width: 100%; display: block } audio { margin-top: .4em; width: 24em }
- figcaption { margin-bottom: .4em } .key { color: #777 }
- i { display: inline-block; width: .8em; height: .8em; margin-left: .8em }
-</style>
-<h1>{{ title }}</h1>
-<p>Picture, ground truth where there is one, heat map over the picture, and the part found at 0.5. Of a mixture, each
-source has its own colour.</p>
-{% for row in rows %}
-<figure>
- <figcaption><b>{{ row.label or row.key }}</b>
- {% if row.overlap is not none %} IoU {{ "%.2f"|format(row.overlap) }}{% endif %}
- {% if row.label %}<span class="key">{{ row.key }}</span>{% endif %}
- {% for name, colour in row.legend %}<i style="background: {{ colour }}"></i> {{ name }}{% endfor %}</figcaption>
- <img src="{{ row.picture }}" alt="{{ row.label or row.key }}">
- {% if row.sound %}<audio controls src="{{ row.sound }}"></audio>{% endif %}
-</figure>
-{% endfor %}
-</html>
-"""
