@@ -281,6 +281,36 @@ assert not heavy, heavy
     assert "--method" in done.stderr
 
 
+def test_help_starts_at_once() -> None:
+    """The processor's time of every command's help, in starts of a bare interpreter: 16 were measured (0.9 s), and 55 for
+    ``import torch``."""
+    clock = "import time; print(time.process_time())"
+    code = """
+import io, time
+from contextlib import redirect_stdout
+from avloc.cli import COMMANDS, main
+started, slowest = None, 0
+for f in COMMANDS:
+    before = time.process_time()
+    try:
+        with redirect_stdout(io.StringIO()):
+            main([f.__name__, "--help"])
+    except SystemExit:
+        pass
+    if started is None:
+        started = time.process_time()  # with what every help imports
+    else:
+        slowest = max(slowest, time.process_time() - before)
+print(started + slowest)
+"""
+
+    def seconds(code: str) -> float:
+        runs = (subprocess.run([sys.executable, "-c", code], capture_output=True, text=True) for _ in range(2))
+        return min(float(run.stdout) for run in runs)
+
+    assert seconds(code) < 25 * seconds(clock)
+
+
 @pytest.mark.parametrize(("words", "code"), [(["fit"], 2), (["fit", "-c", "souple_ctx5"], 2), (["rescore", "none"], 1)])
 def test_exit_codes(words: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
     """2 for a misused command line, 1 for a failure that is told; both are one sentence without a trace."""
