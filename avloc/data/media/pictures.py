@@ -147,7 +147,7 @@ def pixels(
         options["src_color_range"] = ColorRange.JPEG if full else ColorRange.MPEG
         options["dst_color_range"] = ColorRange.JPEG
     if not as_stored and is_hdr(frame):
-        wide = frame.reformat(format="rgb48le", **options).to_ndarray()
+        wide = frame.reformat(format="rgb48le", **options).to_ndarray().astype(np.uint16, copy=False)
         picture = tone_mapped(wide, frame.color_trc, frame.color_primaries in (BT2020, UNSPECIFIED))
     elif alpha:
         rgba = frame.reformat(format="rgba", **options).to_ndarray().astype(np.uint16)
