@@ -282,8 +282,8 @@ assert not heavy, heavy
 
 
 def test_help_starts_at_once() -> None:
-    """The processor's time of every command's help, in starts of a bare interpreter: 16 were measured (0.9 s), and 55 for
-    ``import torch``."""
+    """The processor's time of every command's help, in starts of a bare interpreter: 16 were measured (0.9 s), and
+    55 for ``import torch``."""
     clock = "import time; print(time.process_time())"
     code = """
 import io, time
