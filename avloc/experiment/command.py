@@ -165,11 +165,12 @@ def train(
         if not trains(config, options):
             command = ["test", "-c", str(config), *more, *options]
         print(f"avloc {' '.join(command)}", flush=True)
-        earlier = set(runs_folder.glob("version_*/results.json"))
+        earlier = {r: r.stat().st_mtime_ns for r in runs_folder.glob("version_*/results.json")}
         done = subprocess.run([sys.executable, "-m", "avloc.cli", *command])
         if done.returncode:
             sys.exit(done.returncode)
-        made = newest([r for r in runs_folder.glob("version_*/results.json") if r not in earlier])  # no older run's
+        found = runs_folder.glob("version_*/results.json")
+        made = newest([r for r in found if r.stat().st_mtime_ns != earlier.get(r)])  # no older run's
         runs += [made.parent] if made else []
     if runs:
         from avloc.report.command import report
@@ -201,7 +202,7 @@ def state_of(folder: Path, seed: int) -> Path | None:
     for about in sorted(folder.glob("version_*/run.json"), key=lambda p: p.stat().st_mtime, reverse=True):
         if json.loads(about.read_text()).get("seed") == seed:
             results = about.with_name("results.json")
-            return results if results.is_file() else newest(list(about.parent.glob("checkpoints/*.ckpt")))
+            return results if results.is_file() else readable(list(about.parent.glob("checkpoints/*.ckpt")))
     return None
 
 
@@ -219,15 +220,23 @@ def option(options: list[str], name: str) -> str | None:
 
 
 def newest_state(folder: Path) -> Path:
-    """The newest checkpoint of an experiment's newest run.
+    """The newest checkpoint of an experiment that can be read.
 
     Raises:
         UsageError: the experiment has none.
     """
-    found = newest(list(folder.glob("version_*/checkpoints/*.ckpt")))
+    found = readable(list(folder.glob("version_*/checkpoints/*.ckpt")))
     if found is None:
         raise UsageError(f"Nothing to resume: there is no checkpoint under {folder}. Leave out --resume.")
     return found
+
+
+def readable(checkpoints: list[Path]) -> Path | None:
+    """The newest that can be read. A run's state comes before its best model, which may be of an earlier epoch."""
+    from avloc.experiment.checkpoints import newest_readable
+
+    states = [path for path in checkpoints if path.name == "resume.ckpt"]
+    return newest_readable(states) or newest_readable([path for path in checkpoints if path not in states])
 
 
 def store(

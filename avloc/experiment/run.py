@@ -13,14 +13,17 @@ from typing import Any
 import torch
 import yaml
 from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 
 from avloc import RUNS
 from avloc.data.module import AVDataModule
 from avloc.errors import UsageError
 from avloc.evaluation.evaluator import Evaluator
+from avloc.experiment.checkpoints import AtomicCheckpoints, BestModel, Journal, OwnFolder, ResumePoint, own_folder
 from avloc.methods.base import Localizer
+from avloc.methods.load import read_checkpoint
 from avloc.report.predictions import Predictions
 from avloc.report.published import Reference
 from avloc.report.telemetry import Panels, Provenance, Throughput, default_loggers
@@ -33,10 +36,6 @@ EXPECTED = (
     ".*in eval mode at the start of training.*",
     ".*LeafSpec.*",
 )
-
-
-class ResumePoint(ModelCheckpoint):
-    """The newest state of a run, to go on from; a class of its own, so that its state is told from the best model's."""
 
 
 class ExperimentCLI(LightningCLI):
@@ -92,7 +91,7 @@ class ExperimentCLI(LightningCLI):
         parser.add_lightning_class_args(Evaluator, "evaluator")
         parser.add_lightning_class_args(Panels, "panels")
         parser.add_lightning_class_args(Throughput, "throughput")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestModel, "checkpoint")
         parser.add_lightning_class_args(ResumePoint, "resume")
         parser.set_defaults(
             {
@@ -124,9 +123,27 @@ class ExperimentCLI(LightningCLI):
         if sys.stdout.isatty() and settings.trainer.enable_progress_bar is not False:
             callbacks.append(RichProgressBar())
         if settings.trainer.logger in (None, True) and not settings.trainer.fast_dev_run:
-            kwargs["logger"] = default_loggers(settings.trainer.default_root_dir or RUNS, settings.experiment)
-        kwargs["callbacks"] = callbacks
+            kwargs["logger"] = self.loggers(Path(settings.trainer.default_root_dir or RUNS))
+        kwargs["callbacks"] = [*callbacks, Journal()]
+        kwargs["plugins"] = [*self.own_plugins(), AtomicCheckpoints()]
         return super().instantiate_trainer(**kwargs)
+
+    def own_plugins(self) -> list[Any]:
+        own = self._get(self.config_init, "trainer").get("plugins") or []
+        return own if isinstance(own, list) else [own]
+
+    def loggers(self, runs: Path) -> list[Logger]:
+        """The run's own, or those of the run that goes on: a checkpoint in its folder is gone on from there."""
+        checkpoint = self.settings.get("ckpt_path") if self.subcommand == "fit" else None
+        if not checkpoint or checkpoint in ("last", "best", "hpc"):
+            return default_loggers(runs, self.settings.experiment)
+        content = read_checkpoint(Path(checkpoint))
+        version = own_folder(Path(checkpoint), runs, self.settings.experiment)
+        if version is None:
+            return default_loggers(runs, self.settings.experiment)
+        state = content.get("callbacks", {}).get("Journal", {})
+        log = OwnFolder(runs, self.settings.experiment, version, state.get("rows", 0), content.get("global_step", 0))
+        return default_loggers(runs, self.settings.experiment, log, state.get("wandb_id"))
 
     def before_fit(self) -> None:
         if not self.model.trainable():
@@ -138,7 +155,7 @@ class ExperimentCLI(LightningCLI):
 
     def after_fit(self) -> None:
         if self.settings.test_after_fit and not self.trainer.interrupted:
-            best = next(c for c in self.trainer.checkpoint_callbacks if type(c) is ModelCheckpoint)
+            best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestModel))
             self.trainer.test(self.model, self.datamodule, ckpt_path=best.best_model_path or None, weights_only=True)
 
 

@@ -82,12 +82,16 @@ def in_netrc(url: str) -> bool:
         return False
 
 
-def default_loggers(save_dir: Path | str, name: str) -> list[Logger]:
+def default_loggers(
+    save_dir: Path | str, name: str, log: CSVLogger | None = None, wandb_id: str | None = None
+) -> list[Logger]:
     """A CSV logger, whose folder is the run's, and W&B beside it; no network unless `wandb_offline` says so.
 
     Args:
         save_dir: folder of all runs.
         name: the experiment's; the run's folder is ``save_dir/name/version_N``.
+        log: of a run that goes on, in place of a new one.
+        wandb_id: W&B's name of that run.
     """
     offline = wandb_offline()
     # An offline run's pictures and sounds wait there for `wandb sync`; W&B's own choice is the home folder.
@@ -95,7 +99,9 @@ def default_loggers(save_dir: Path | str, name: str) -> list[Logger]:
     # Lightning turns offline into WANDB_MODE=dryrun, which would override a user's "disabled".
     mode = os.environ.get("WANDB_MODE") or ("offline" if offline else "online")
     options: dict[str, Any] = {"name": name, "save_dir": save_dir, "project": "avloc", "mode": mode}
-    return [CSVLogger(save_dir, name=name), WandbLogger(offline=offline, **options)]
+    if wandb_id:
+        options |= {"version": wandb_id, "resume": "allow"}
+    return [log or CSVLogger(save_dir, name=name), WandbLogger(offline=offline, **options)]
 
 
 class Throughput(Callback):

@@ -1,0 +1,177 @@
+"""A run that was interrupted is the run that was not: its folder, its logs, its best model; and whole files."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+
+from avloc.methods.base import CheckpointError
+from avloc.methods.load import read_checkpoint
+
+__all__ = [
+    "AtomicCheckpoints",
+    "BestModel",
+    "Journal",
+    "OwnFolder",
+    "ResumePoint",
+    "newest_readable",
+    "own_folder",
+]
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """A checkpoint is written beside its place, flushed to the disk, and then takes the older one's name.
+
+    Lightning writes to ``$TMPDIR`` and moves from there: over a border of file systems that is a copy, which a kill or
+    a full disk leaves torn where the older checkpoint was.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write it.
+
+        Raises:
+            CheckpointError: it cannot be written; the older file of that name is as it was.
+        """
+        if "://" in str(path):  # of another kind of storage, which has its own way
+            return super().save_checkpoint(checkpoint, path, storage_options)
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as f:
+                torch.save(checkpoint, f)
+                f.flush()
+                os.fsync(f.fileno())
+            part.replace(path)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except (OSError, RuntimeError) as e:  # torch's writer says so of a full disk
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise CheckpointError(
+                f"{path} could not be written ({e}). An older file of that name is untouched; free some space and "
+                "go on with --resume."
+            ) from e
+
+
+class ResumePoint(ModelCheckpoint):
+    """The newest state of a run, to go on from; a class of its own, so that its state is told from the best model's."""
+
+
+class BestModel(ModelCheckpoint):
+    """The best model, whose score and file are known after any number of resumes, wherever the run's folder was moved.
+
+    Lightning forgets the score when the folder has another path than when the checkpoint was written.
+    """
+
+    @property
+    def state_key(self) -> str:
+        return super().state_key.replace(type(self).__name__, ModelCheckpoint.__name__, 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        here = Path(self.dirpath or ".")
+
+        def moved(path: str) -> str:
+            return str(here / Path(path).name) if path and (here / Path(path).name).is_file() else path
+
+        state = dict(state_dict)
+        if not state.get("best_model_path") or Path(moved(state["best_model_path"])).is_file():
+            for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                state[key] = moved(state.get(key) or "")
+            state["best_k_models"] = {moved(k): v for k, v in (state.get("best_k_models") or {}).items()}
+            super().load_state_dict(state | {"dirpath": self.dirpath})
+        else:
+            print(f"{state['best_model_path']} is gone: which model was the best is forgotten.", flush=True)
+
+
+class OwnFolder(CSVLogger):
+    """The CSV of a run, which goes on where a checkpoint of the run was written.
+
+    Args:
+        save_dir, name, version: as `CSVLogger`.
+        rows: of ``metrics.csv`` that were there when the checkpoint was written.
+        step: optimiser steps that it had seen. What was logged of later ones is logged again.
+    """
+
+    def __init__(self, save_dir: Path | str, name: str, version: int | None, rows: int = 0, step: int = 0) -> None:
+        super().__init__(save_dir, name=name, version=version)
+        self.rows, self.step = rows, step
+
+    @property
+    def experiment(self) -> Any:
+        if self._experiment is not None or (torch.distributed.is_initialized() and torch.distributed.get_rank()):
+            return super().experiment
+        path = Path(self.log_dir) / "metrics.csv"
+        kept: list[dict[str, str]] = []
+        if path.is_file():
+            with path.open(newline="") as f:
+                lines = list(csv.DictReader(f))
+            kept = [line for i, line in enumerate(lines) if i < self.rows or float(line.get("step") or 0) < self.step]
+            path.rename(path.with_name("metrics.csv.earlier"))  # Lightning's writer deletes what it finds
+        writer = super().experiment
+        if kept:
+            writer.metrics_keys = sorted({key for line in kept for key in line})
+            with path.open("w", newline="") as f:
+                table = csv.DictWriter(f, fieldnames=writer.metrics_keys)
+                table.writeheader()
+                table.writerows(kept)
+        path.with_name("metrics.csv.earlier").unlink(missing_ok=True)
+        return writer
+
+
+class Journal(Callback):
+    """Puts into each checkpoint how far the run's logs were: rows of its CSV, and W&B's id of it."""
+
+    def __init__(self) -> None:
+        self.trainer: Trainer | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        rows, wandb_id = 0, None
+        for logger in self.trainer.loggers if self.trainer and self.trainer.is_global_zero else []:
+            if isinstance(logger, CSVLogger):
+                logger.save()
+                path = Path(logger.log_dir) / "metrics.csv"
+                if path.is_file():
+                    with path.open(newline="") as f:
+                        rows = max(0, sum(1 for _ in csv.reader(f)) - 1)
+            elif isinstance(logger, WandbLogger):
+                wandb_id = logger.version
+        return {"rows": rows, "wandb_id": wandb_id}
+
+
+def newest_readable(checkpoints: Sequence[Path]) -> Path | None:
+    """The newest of them that can be read; those that cannot are named and skipped."""
+    for path in sorted(checkpoints, key=lambda p: p.stat().st_mtime, reverse=True):
+        try:
+            read_checkpoint(path)
+        except CheckpointError as e:
+            print(f"skipped: {e}", flush=True)
+        else:
+            return path
+    return None
+
+
+def own_folder(checkpoint: Path, runs: Path, name: str) -> int | None:
+    """N where a checkpoint lies in ``runs/name/version_N/checkpoints``; None for one from elsewhere."""
+    folder = checkpoint.resolve().parent
+    run = folder.parent
+    number = run.name.removeprefix("version_")
+    if folder.name != "checkpoints" or run.parent != (runs / name).resolve() or not number.isdigit():
+        return None
+    return int(number)
