@@ -19,6 +19,7 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from avloc.data.media import load_picture, load_sound
+from avloc.data.media.pictures import MOST_PIXELS
 from avloc.data.media.sounds import is_antiphase
 from avloc.data.mixtures import per_tile, side_by_side
 from avloc.data.schema import Audio, Record, Sample, SampleError, Target
@@ -176,8 +177,15 @@ def fit_image(image: Image.Image, spec: InputSpec, rng: np.random.Generator | No
 def seen(image: Image.Image, view: View, resampling: Image.Resampling) -> NDArray[np.uint8]:
     """The view of an RGB picture, uint8 ``[3, side, side]``; of the resized pixels a view too: collating copies
     it."""
-    pixels = np.asarray(image.resize((view.width, view.height), resampling))
-    pixels = pixels[view.top : view.top + view.side, view.left : view.left + view.side]
+    if view.width * view.height > MOST_PIXELS:
+        # A picture of 60,000 x 1 would be scaled to millions of columns, of which one square is seen.
+        x, y = image.width / view.width, image.height / view.height
+        box = (view.left * x, view.top * y, (view.left + view.side) * x, (view.top + view.side) * y)
+        part = (box[0], box[1], min(box[2], image.width), min(box[3], image.height))
+        pixels = np.asarray(image.resize((view.side, view.side), resampling, part))
+    else:
+        pixels = np.asarray(image.resize((view.width, view.height), resampling))
+        pixels = pixels[view.top : view.top + view.side, view.left : view.left + view.side]
     if view.flip:
         pixels = pixels[:, ::-1]
     if view.of_maps is not view:

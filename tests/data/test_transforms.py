@@ -605,3 +605,19 @@ def test_stored_features_travel_with_the_batch() -> None:
     assert taken.stored["x"][:, 0, 0].tolist() == [2, 0]
     assert batch.to("meta").stored["x"].device.type == "meta"
     assert batch.stored["n"].tolist() == [0, 1, 2]
+
+
+def test_a_very_long_picture_is_cut_before_it_is_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """60,000 x 1 as 32 x 32 would be 61 million pixels on the way; where both ways can be gone they agree."""
+    spec = InputSpec(image_size=32, resize="crop")
+    ramp = np.repeat((np.arange(60000) // 300).astype(np.uint8)[None, :, None], 3, 2)
+    wide = fit_image(Image.fromarray(np.repeat(ramp[:, 20000:30000], 4, 0)), spec)
+    monkeypatch.setattr("avloc.data.transforms.MOST_PIXELS", 1000)
+    assert fit_image(Image.fromarray(ramp), spec).shape == (3, 32, 32)
+    assert fit_image(Image.fromarray(ramp.transpose(1, 0, 2).copy()), spec).shape == (3, 32, 32)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 400, 3), np.uint8)).resize((200, 20))
+    cut = fit_image(noise, spec)
+    assert np.array_equal(fit_image(Image.fromarray(np.repeat(ramp[:, 20000:30000], 4, 0)), spec), wide)
+    monkeypatch.undo()
+    whole = fit_image(noise, spec)
+    assert np.abs(cut.astype(int) - whole)[:, 2:-2, 2:-2].max() <= 1
