@@ -46,8 +46,9 @@ def prep(
     Example: `avloc prep vggss --media vggss --boxes vggss.json --out data`
     """
     known = converters()
-    if not words:
+    if not words or words[0] in ("-h", "--help"):
         width = max(map(len, known))
+        print("avloc prep NAME [OPTIONS] writes a data set's shards from its official files; avloc prep NAME --help.\n")
         print("\n".join(f"{name:{width}}  {told}" for name, told in known.items()))
         return
     name, *options = words
