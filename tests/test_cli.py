@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -181,11 +180,11 @@ def test_train_only_tests_a_method_without_training(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     ran: list[list[str]] = []
 
-    def run(command: list[str]) -> SimpleNamespace:
+    def run(command: list[str]) -> int:
         ran.append(command[3:])
-        return SimpleNamespace(returncode=0)
+        return 0
 
-    monkeypatch.setattr("avloc.experiment.command.subprocess.run", run)
+    monkeypatch.setattr("avloc.experiment.command.run_to_its_end", run)
     main(["train", "clipseg_oracle_world", "quickstart", "--data.num_workers=0"])
     assert [words[0] for words in ran] == ["test", "fit"]
     assert "--test_after_fit=true" in ran[1]
@@ -210,7 +209,7 @@ def test_train_with_several_seeds_goes_on_where_it_stopped(
     ran: list[list[str]] = []
     reported: list[Path] = []
 
-    def run(command: list[str]) -> SimpleNamespace:
+    def run(command: list[str]) -> int:
         """Trains and tests, but is killed in the middle of seed 1."""
         ran.append(command[3:])
         seed = next((int(w.partition("=")[2]) for w in command if w.startswith("--seed_everything=")), None)
@@ -219,11 +218,11 @@ def test_train_with_several_seeds_goes_on_where_it_stopped(
         (folder / "run.json").write_text(json.dumps({"seed": seed}))
         torch.save({"avloc": {}}, folder / "checkpoints" / "resume.ckpt")
         if seed == 1 and len(ran) == 2:
-            return SimpleNamespace(returncode=1)
+            return 1
         (folder / "results.json").touch()
-        return SimpleNamespace(returncode=0)
+        return 0
 
-    monkeypatch.setattr("avloc.experiment.command.subprocess.run", run)
+    monkeypatch.setattr("avloc.experiment.command.run_to_its_end", run)
     monkeypatch.setattr("avloc.report.command.report", lambda folders, out: reported.extend(folders))
     with pytest.raises(SystemExit):
         main(["train", "quickstart", "clipseg_oracle_world", "--seeds", "3"])

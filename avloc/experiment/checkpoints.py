@@ -14,6 +14,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from avloc.methods.base import CheckpointError
 from avloc.methods.load import read_checkpoint
@@ -68,7 +69,23 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class ResumePoint(ModelCheckpoint):
-    """The newest state of a run, to go on from; a class of its own, so that its state is told from the best model's."""
+    """The newest state of a run, to go on from; a class of its own, so that its state is told from the best model's.
+
+    A run that is asked to end (SIGTERM, as by a cluster that wants its machine back) leaves it behind the step that it
+    is in. In the middle of a validation the state of the epoch's begin stands: validation has none of its own.
+    """
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if not isinstance(exception, SIGTERMException):
+            super().on_exception(trainer, pl_module, exception)
+            return
+        inside = (
+            not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        )  # else the epoch's end has just been saved
+        if trainer.state.fn == "fit" and not trainer.validating and not trainer.sanity_checking and inside:
+            assert self.dirpath
+            trainer.save_checkpoint(Path(self.dirpath) / "resume.ckpt")
+        print("stopped by a signal; --resume goes on", flush=True)
 
 
 class BestModel(ModelCheckpoint):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -166,9 +167,8 @@ def train(
             command = ["test", "-c", str(config), *more, *options]
         print(f"avloc {' '.join(command)}", flush=True)
         earlier = {r: r.stat().st_mtime_ns for r in runs_folder.glob("version_*/results.json")}
-        done = subprocess.run([sys.executable, "-m", "avloc.cli", *command])
-        if done.returncode:
-            sys.exit(done.returncode)
+        if code := run_to_its_end([sys.executable, "-m", "avloc.cli", *command]):
+            sys.exit(code)
         found = runs_folder.glob("version_*/results.json")
         made = newest([r for r in found if r.stat().st_mtime_ns != earlier.get(r)])  # no older run's
         runs += [made.parent] if made else []
@@ -177,6 +177,34 @@ def train(
 
         report(runs, runs[0])
         print("pictures: " + ", ".join(str(run / "panels") for run in runs))
+
+
+def run_to_its_end(command: list[str]) -> int:
+    """Run a program and return its exit code; what asks this process to end asks the program, and waits for it."""
+    process = subprocess.Popen(command)
+    asked = (signal.SIGTERM, signal.SIGUSR1) if hasattr(signal, "SIGUSR1") else (signal.SIGTERM,)
+    before = {number: signal.getsignal(number) for number in asked}
+    ended = False
+
+    def pass_on(number: int, _: object) -> None:
+        nonlocal ended
+        ended = True
+        process.send_signal(signal.SIGTERM)
+
+    try:
+        for number in asked:
+            signal.signal(number, pass_on)
+        code = process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code < 0:
+        return 128 - code
+    return code or (128 + signal.SIGTERM if ended else 0)  # never on to the next experiment
 
 
 def seeds_in(text: str) -> list[int]:

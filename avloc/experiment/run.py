@@ -16,6 +16,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from avloc import RUNS
 from avloc.data.module import AVDataModule
@@ -29,6 +30,9 @@ from avloc.report.published import Reference
 from avloc.report.telemetry import Panels, Provenance, Throughput, default_loggers
 
 __all__ = ["ExperimentCLI", "instantiate", "instantiate_method", "model_settings"]
+
+TERMINATED = 143
+"""Exit code of a run that a signal ended: 128 and SIGTERM's number, as shells say."""
 
 # Warnings about what is meant to be so: arguments are rewritten before parsing, frozen towers stay in eval mode.
 EXPECTED = (
@@ -53,17 +57,20 @@ class ExperimentCLI(LightningCLI):
         for message in EXPECTED:
             warnings.filterwarnings("ignore", message)
         strict = {"allow_abbrev": False}
-        return cls(
-            Localizer,
-            AVDataModule,
-            subclass_mode_model=True,
-            args=args,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            parser_kwargs={**strict, **{c: strict for c in ("fit", "validate", "test", "predict")}},
-            save_config_kwargs={"overwrite": True},
-            trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
-        )
+        try:
+            return cls(
+                Localizer,
+                AVDataModule,
+                subclass_mode_model=True,
+                args=args,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                parser_kwargs={**strict, **{c: strict for c in ("fit", "validate", "test", "predict")}},
+                save_config_kwargs={"overwrite": True},
+                trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
+            )
+        except SIGTERMException as e:  # which would end as if all had gone well
+            raise SystemExit(TERMINATED) from e
 
     @classmethod
     def tell_keys(cls, subcommand: str, keys: list[str]) -> None:

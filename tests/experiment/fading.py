@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +25,8 @@ class Fading(Localizer):
         self.register_buffer("steps", torch.zeros(()), persistent=False)
 
     def training_losses(self, batch: AVBatch) -> dict[str, Tensor]:
+        if self.global_step == int(os.environ.get("FADING_ENDS_AT", "-1")):
+            os.kill(os.getpid(), signal.SIGTERM)  # what a cluster sends
         return {"loss": self.w * batch.audio.abs().mean() + torch.rand(())}
 
     def localize(self, batch: AVBatch) -> Localization:

@@ -3,6 +3,9 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import yaml
 
 from avloc.cli import main
 from avloc.experiment.checkpoints import AtomicCheckpoints, BestModel, newest_readable, own_folder
+from avloc.experiment.command import run_to_its_end
 from avloc.methods.base import CheckpointError
 from avloc.world import write_world
 
@@ -98,6 +102,50 @@ def test_what_was_logged_after_the_checkpoint_is_logged_again_once(here: Path) -
         ]
     )
     assert rows(run) == rows(here / "runs" / "whole" / "version_0")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("step", "kept"), [(4, 5), (5, 3)])
+def test_a_run_that_is_asked_to_end_goes_on_as_if_it_had_not(
+    here: Path, monkeypatch: pytest.MonkeyPatch, step: int, kept: int
+) -> None:
+    """In the middle of an epoch of three steps, and in its last step, whose validation is cut off."""
+    main(["fit", "-c", "fading", "--experiment=whole", "--trainer.max_epochs=3"])
+    monkeypatch.setenv("FADING_ENDS_AT", str(step))
+    asked = ["fit", "-c", "fading", "--experiment=asked", "--trainer.max_epochs=3", "--test_after_fit=true"]
+    with pytest.raises(SystemExit) as e:
+        main(asked)
+    assert e.value.code == 143
+    run, whole = here / "runs" / "asked" / "version_0", here / "runs" / "whole" / "version_0"
+    assert not (run / "results.json").exists()
+    state = torch.load(run / "checkpoints" / "resume.ckpt", weights_only=True)
+    assert state["global_step"] == kept
+    monkeypatch.delenv("FADING_ENDS_AT")
+    main([*asked[:-1], "--ckpt_path", str(run / "checkpoints" / "resume.ckpt")])
+    assert rows(run) == rows(whole)
+    ends = [torch.load(r / "checkpoints" / "resume.ckpt", weights_only=True) for r in (run, whole)]
+    assert torch.equal(ends[0]["state_dict"]["w"], ends[1]["state_dict"]["w"])
+
+
+CHILD = (
+    "import signal, sys, time; signal.signal(15, lambda *_: sys.exit({code})); print('up', flush=True); time.sleep(60)"
+)
+
+
+@pytest.mark.parametrize(("code", "told"), [(5, 5), (0, 143)])
+def test_what_ends_a_command_ends_its_child(tmp_path: Path, code: int, told: int) -> None:
+    """The child is asked and waited for; a child that was stopped is never a success."""
+    script = "import sys; from avloc.experiment.command import run_to_its_end; "
+    script += f"sys.exit(run_to_its_end([sys.executable, '-c', {CHILD.format(code=code)!r}]))"
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "up\n"
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait(30) == told
+
+
+def test_a_killed_child_is_told_as_shells_tell_it() -> None:
+    assert run_to_its_end([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]) == 137
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"<html>"])
