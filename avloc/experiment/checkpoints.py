@@ -132,20 +132,25 @@ class OwnFolder(CSVLogger):
         if self._experiment is not None or (torch.distributed.is_initialized() and torch.distributed.get_rank()):
             return super().experiment
         path = Path(self.log_dir) / "metrics.csv"
+        aside = path.with_name("metrics.csv.kept")  # Lightning's writer deletes metrics.csv before it writes
+        source = path if path.is_file() else aside
         kept: list[dict[str, str]] = []
-        if path.is_file():
-            with path.open(newline="") as f:
+        if source.is_file():
+            with source.open(newline="") as f:
                 lines = list(csv.DictReader(f))
             kept = [line for i, line in enumerate(lines) if i < self.rows or float(line.get("step") or 0) < self.step]
-            path.rename(path.with_name("metrics.csv.earlier"))  # Lightning's writer deletes what it finds
-        writer = super().experiment
+        keys = sorted({key for line in kept for key in line})
         if kept:
-            writer.metrics_keys = sorted({key for line in kept for key in line})
-            with path.open("w", newline="") as f:
-                table = csv.DictWriter(f, fieldnames=writer.metrics_keys)
+            part = path.with_name("metrics.csv.part")
+            with part.open("w", newline="") as f:
+                table = csv.DictWriter(f, fieldnames=keys)
                 table.writeheader()
                 table.writerows(kept)
-        path.with_name("metrics.csv.earlier").unlink(missing_ok=True)
+            part.replace(aside)
+        writer = super().experiment
+        if kept:
+            aside.replace(path)
+            writer.metrics_keys = keys
         return writer
 
 

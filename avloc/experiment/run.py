@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 from lightning import Callback, Trainer
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -132,7 +133,9 @@ class ExperimentCLI(LightningCLI):
         if settings.trainer.logger in (None, True) and not settings.trainer.fast_dev_run:
             kwargs["logger"] = self.loggers(Path(settings.trainer.default_root_dir or RUNS))
         kwargs["callbacks"] = [*callbacks, Journal()]
-        kwargs["plugins"] = [*self.own_plugins(), AtomicCheckpoints()]
+        plugins = self.own_plugins()
+        ours = [] if any(isinstance(plugin, CheckpointIO) for plugin in plugins) else [AtomicCheckpoints()]
+        kwargs["plugins"] = [*plugins, *ours]
         return super().instantiate_trainer(**kwargs)
 
     def own_plugins(self) -> list[Any]:
@@ -162,8 +165,8 @@ class ExperimentCLI(LightningCLI):
 
     def after_fit(self) -> None:
         if self.settings.test_after_fit and not self.trainer.interrupted:
-            best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestModel))
-            self.trainer.test(self.model, self.datamodule, ckpt_path=best.best_model_path or None, weights_only=True)
+            best = next((c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, BestModel)), "")
+            self.trainer.test(self.model, self.datamodule, ckpt_path=best or None, weights_only=True)
 
 
 def model_settings(config: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from avloc.cli import main
-from avloc.experiment.checkpoints import AtomicCheckpoints, BestModel, newest_readable, own_folder
+from avloc.experiment.checkpoints import AtomicCheckpoints, BestModel, OwnFolder, newest_readable, own_folder
 from avloc.experiment.command import run_to_its_end
 from avloc.methods.base import CheckpointError
 from avloc.world import write_world
@@ -214,3 +214,20 @@ def test_the_best_score_moves_with_the_runs_folder(tmp_path: Path, there: bool) 
     assert new.best_model_score == (torch.tensor(0.7) if there else None)
     assert new.best_model_path == (str(tmp_path / "new" / "best.ckpt") if there else "")
     assert list(new.best_k_models) == ([str(tmp_path / "new" / "best.ckpt")] if there else [])
+
+
+def test_a_log_survives_a_kill_while_it_is_taken_over(tmp_path: Path) -> None:
+    """What Lightning's writer has deleted lies beside it until it is back."""
+    run = tmp_path / "mine" / "version_3"
+    run.mkdir(parents=True)
+    (run / "metrics.csv.kept").write_text("a,step\n1.0,0\n2.0,1\n9.0,7\n")  # the kill came behind the deletion
+    log = OwnFolder(tmp_path, "mine", 3, rows=2, step=2)
+    log.log_metrics({"a": 3.0, "b": 4.0}, step=2)
+    log.save()
+    with (run / "metrics.csv").open(newline="") as f:
+        assert list(csv.DictReader(f)) == [
+            {"a": "1.0", "b": "", "step": "0"},
+            {"a": "2.0", "b": "", "step": "1"},
+            {"a": "3.0", "b": "4.0", "step": "2"},
+        ]
+    assert [p.name for p in run.iterdir()] == ["metrics.csv"]
