@@ -95,6 +95,11 @@ def test_the_rows_of_the_papers_are_there() -> None:
     wanted |= {f"boxes_{space}{on}" for space in ("wav2clip", "audioclip", "imagebind") for on in ("", "_world")}
     wanted |= {f"gavs_world_{row}" for row in ("zero_shot", "1shot", "3shot", "5shot")}
     wanted |= {"souple_context_world", "acl_context_world"}
+    wanted |= {"ezvsl", "marginnce", "slavc", "fnac", "lvs", "ssltie", "alignment"}
+    wanted |= {f"{name}_ogl" for name in ("ezvsl", "marginnce", "slavc", "fnac", "alignment", "alignment_iccv")}
+    wanted |= {f"{name}_heard110" for name in ("lvs", "ezvsl", "slavc", "alignment")}
+    wanted |= {f"{name}_heard110_ogl" for name in ("ezvsl", "slavc", "fnac", "alignment")}
+    wanted |= {f"{name}_world" for name in ("lvs", "ezvsl", "slavc", "fnac", "marginnce")}
     assert wanted <= set(EXPERIMENTS)
 
 
@@ -142,7 +147,7 @@ def test_every_published_row_is_reached_or_says_why_not(capsys: pytest.CaptureFi
     """Rows of the suite's methods: by a YAML, alone or under its paper's overlay; others are quoted by name."""
     every = [read_experiment(path) for path in FILES]
     by = reached(every, {name: b.published for name, b in BENCHMARKS.items()})
-    excused = {(u.paper, u.table, u.method, u.variant, False, b): u.why for u in unreached() for b in u.benchmarks}
+    excused = {(u.paper, u.table, u.method, u.variant, u.ogl, b): u.why for u in unreached() for b in u.benchmarks}
     of_suite = [block for block in blocks() if block.row.method not in quoted()]
     lost = [block.name for block in of_suite if block.key not in by and block.key not in excused]
     assert not lost, "neither reached by a YAML nor in avloc/report/unreached.yaml:\n" + "\n".join(lost)
@@ -259,6 +264,12 @@ EXPECTED: dict[str, Any] = {
     "GAVS": learned_by_gavs,
     "SeAC": lambda options: {"pool", "fc", "encoder", "phi_m", "phi_a", "log_tau"},
     "TVSL": learned_by_tvsl,
+    "EZVSL": lambda options: {"imgnet", "audnet", "img_proj", "aud_proj"},
+    "FNAC": lambda options: {"imgnet", "audnet", "img_proj", "aud_proj"},
+    "SLAVC": lambda options: {"imgnet", "audnet", "img_proj", "aud_proj", "momentum"},
+    "LVS": lambda options: {"imgnet", "audnet"},
+    "SSLTIE": lambda options: {"imgnet", "audnet"},
+    "Alignment": lambda options: {"imgnet", "audnet"},
     "PatchSimilarity": lambda options: {"towers"} if options["tuning"] == "full" else {"seen", "heard"},
     "TPAVI": lambda options: (
         {"encoder", *(f"conv{i}" for i in (1, 2, 3, 4)), *(f"path{i}" for i in (1, 2, 3, 4))}
@@ -327,6 +338,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dic
     patches = tiny_audioclip_files(folder, [*LABEL_SPACES["world16"]], rate=16000)
     tvsl = own | {"audioclip": patches["audioclip"], "classes": "world16"}
     methods = {"ACL": towers, "SOUPLE": towers, "GAVS": sam, "SeAC": seac, "TPAVI": tpavi}
+    two = {"image_weights": "random", "tower": resnet, "image_size": 64, "seconds": 1.0, "heatmap_size": 32}
+    methods |= dict.fromkeys(("EZVSL", "FNAC", "SLAVC", "LVS", "SSLTIE"), two)
+    methods["Alignment"] = two | {"neighbours_image": "world:resnet18", "neighbours_audio": sam["vggish"]}
     return folder, methods | {"TVSL": tvsl, "PatchSimilarity": own | patches}
 
 
@@ -358,6 +372,8 @@ def test_every_design_takes_a_step(name: str, small: tuple[Path, dict[str, dict[
     args = ["--data.val=[]", "--data.test=['world:single']", "--start_from=null"]
     if not content(name)["data"].get("truth"):
         args += ["--data.train=world:train", "--data.train_fraction=1"]
+    if content(name).get("evaluator", {}).get("ogl"):
+        args += ["--evaluator.ogl.weights=random"]
     args += ["--data.stored=false"]  # pictures of this set, not of the YAML's
     args += ["--trainer.max_steps=1", "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}"]
     args += ["--checkpoint.monitor=null", f"--checkpoint.dirpath={tmp_path}", f"--resume.dirpath={tmp_path}"]

@@ -18,7 +18,8 @@ PAGES = [
     ROOT / "data_prep" / "README.md",
     *(ROOT / f"{n}.md" for n in ("README", "CONTRIBUTING", "CHANGELOG")),
 ]
-STEMS = r"(?:acl_|souple_|gavs|seac|tvsl|tpavi_|quickstart|boxes_|clipseg_|zero_shot_|text_query|audioclip_|wav2clip_)"
+MODELS = "ezvsl|lvs|slavc|fnac|marginnce|ssltie|alignment|acl_|souple_|gavs|seac|tvsl|tpavi_|audioclip_|wav2clip_"
+STEMS = rf"(?:{MODELS}|quickstart|boxes_|clipseg_|zero_shot_|text_query)"
 TEXT = {path: path.read_text() for path in PAGES}
 
 

@@ -179,7 +179,7 @@ def told_rows(experiments: Iterable[Experiment], keys: Mapping[str, str]) -> str
     """
     by, every = reached(experiments, keys), blocks()
     of_suite = [block for block in every if block.row.method not in quoted()]
-    excused = {(u.paper, u.table, u.method, u.variant, False, b): u.why for u in unreached() for b in u.benchmarks}
+    excused = {(u.paper, u.table, u.method, u.variant, u.ogl, b): u.why for u in unreached() for b in u.benchmarks}
     measured = [by[block.key] for block in of_suite if block.key in by]
     alone = sum(any(" + " not in name for name in names) for names in measured)
     rows = {block.key[:-1] for block in of_suite}

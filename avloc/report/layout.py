@@ -270,7 +270,7 @@ def paper_table(runs: Sequence[Run], paper: str, table: str, bounds: Bounds | No
         mine_too = [run for run in runs if name in run.sets]
         out.findings.extend(f"{name}: {f}" for f in findings(name, mine_too, goal_of(name, mine_too), bounds))
     out.notes.extend(
-        f"{e.method}{f' ({e.variant})' * bool(e.variant)}, {listed(e.benchmarks)}: no experiment measures it: {e.why}"
+        f"{e.name}, {listed(e.benchmarks)}: no experiment measures it: {e.why}"
         for e in published.unreached()
         if (e.paper, e.table) == (paper, str(table))
     )
