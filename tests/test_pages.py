@@ -19,7 +19,7 @@ PAGES = [
     *(ROOT / f"{n}.md" for n in ("README", "CONTRIBUTING", "CHANGELOG")),
 ]
 MODELS = "ezvsl|lvs|slavc|fnac|marginnce|ssltie|alignment|acl_|souple_|gavs|seac|tvsl|tpavi_|audioclip_|wav2clip_"
-STEMS = rf"(?:{MODELS}|quickstart|boxes_|clipseg_|zero_shot_|text_query)"
+STEMS = rf"(?:{MODELS}|quickstart|boxes_|clipseg_|zero_shot_|text_query|stored_maps)"
 TEXT = {path: path.read_text() for path in PAGES}
 
 
