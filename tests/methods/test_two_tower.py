@@ -279,6 +279,21 @@ def test_a_step_trains_and_an_answer_is_a_map(member: type[TwoTower], monkeypatc
     assert ((answer.confidence > 0) & (answer.confidence < 1)).all()
 
 
+def test_channels_may_lie_innermost() -> None:
+    answers, gradients = [], []
+    for channels_last in (False, True):
+        torch.manual_seed(0)
+        method = SLAVC(
+            **TINY | {"tower": TOWER | {"channels": [8, 8, 16, 16], "stem_width": 8}}, channels_last=channels_last
+        )
+        answers.append(method.eval().localize(tiny_batch()).heatmap)
+        method.network.drop.p = method.network.momentum.drop.p = 0.0
+        method.train().training_losses(tiny_batch())["loss"].backward()
+        gradients.append(method.network.aud_proj[0].weight.grad)
+    torch.testing.assert_close(*answers, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-2)
+
+
 def test_grids_are_those_of_the_papers() -> None:
     for design, side in (("one_head", 7), ("two_heads", 7), ("headless", 14)):
         net = TwoTowers(design, 6, TOWER).eval()

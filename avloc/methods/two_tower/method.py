@@ -73,6 +73,8 @@ class TwoTower(Localizer):
         heatmap_size: side of the heat map.
         upsampling: see `heat`.
         scaling: see `heat`; of the heat map. The confidence is `top_quarter` of the affine map in any case.
+        channels_last: convolve with the channels innermost, the same values to rounding. It halves a step of the
+            world's towers on a processor, but oneDNN aborts on towers of fewer than 8 channels.
         optimizer: see `Localizer`.
         lr_scheduler: see `Localizer`.
 
@@ -99,6 +101,7 @@ class TwoTower(Localizer):
         heatmap_size: int = 224,
         upsampling: Upsampling = "bilinear_corners",
         scaling: Scaling = "minmax",
+        channels_last: bool = False,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -121,6 +124,9 @@ class TwoTower(Localizer):
             )
         self.network = TwoTowers(self.design, dim, tower, dropout)
         self.start(checkpoint, image_weights)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        # Not before: random numbers are drawn in the order of memory.
+        self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
 
     def build_front_end(self, hop: int) -> LogSpectrogram | MelDecibels:
         return LogSpectrogram(hop=hop)
@@ -146,12 +152,14 @@ class TwoTower(Localizer):
 
     def look(self, batch: AVBatch) -> Tensor:
         """Normalised pictures ``[B, 3, H, W]``."""
-        return normalised(batch.image, (batch.image.shape[-2], batch.image.shape[-1]))
+        pixels = normalised(batch.image, (batch.image.shape[-2], batch.image.shape[-1]))
+        return pixels.contiguous(memory_format=self.memory_format)
 
     def listen(self, batch: AVBatch) -> Tensor:
         """Spectrograms ``[B, 1, F, T]``, masked in training."""
         spectrogram = self.front_end(batch.audio.clamp(-1, 1))
-        return self.masks(spectrogram) if self.training else spectrogram
+        spectrogram = self.masks(spectrogram) if self.training else spectrogram
+        return spectrogram.contiguous(memory_format=self.memory_format)
 
     def training_losses(self, batch: AVBatch) -> dict[str, Tensor]:
         """The objective's terms."""
