@@ -283,15 +283,19 @@ def test_channels_may_lie_innermost() -> None:
     answers, gradients = [], []
     for channels_last in (False, True):
         torch.manual_seed(0)
-        method = SLAVC(
-            **TINY | {"tower": TOWER | {"channels": [8, 8, 16, 16], "stem_width": 8}}, channels_last=channels_last
-        )
+        wide = {"tower": TOWER | {"channels": [8, 8, 16, 16], "stem_width": 8}, "dim": 8}
+        method = SLAVC(**TINY | wide, channels_last=channels_last)
         answers.append(method.eval().localize(tiny_batch()).heatmap)
         method.network.drop.p = method.network.momentum.drop.p = 0.0
         method.train().training_losses(tiny_batch())["loss"].backward()
         gradients.append(method.network.aud_proj[0].weight.grad)
     torch.testing.assert_close(*answers, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-2)
+
+
+def test_widths_at_which_channels_may_not_lie_innermost_are_told() -> None:
+    with pytest.raises(ValueError, match=r"multiples of 8 channels, but some have \[4, 6\]"):
+        EZVSL(**TINY, channels_last=True)
 
 
 def test_grids_are_those_of_the_papers() -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
 from avloc.backbones.resnet import ObjectResNet, normalised
 from avloc.backbones.vggish import VGGish
@@ -73,14 +73,14 @@ class TwoTower(Localizer):
         heatmap_size: side of the heat map.
         upsampling: see `heat`.
         scaling: see `heat`; of the heat map. The confidence is `top_quarter` of the affine map in any case.
-        channels_last: convolve with the channels innermost, the same values to rounding. It halves a step of the
-            world's towers on a processor, but oneDNN aborts on towers of fewer than 8 channels.
+        channels_last: convolve with the channels innermost, the same values to rounding; widths must be multiples of 8.
+            It about halves a step of the world's towers on a processor.
         optimizer: see `Localizer`.
         lr_scheduler: see `Localizer`.
 
     Raises:
         WeightError: a file is missing, damaged, would run code, or is of another member or size.
-        ValueError: the sound is shorter than one window of the spectrogram.
+        ValueError: the sound is shorter than one window of the spectrogram, or ``channels_last`` with other widths.
     """
 
     design: Design = "one_head"
@@ -125,8 +125,18 @@ class TwoTower(Localizer):
         self.network = TwoTowers(self.design, dim, tower, dropout)
         self.start(checkpoint, image_weights)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        # Not before: random numbers are drawn in the order of memory.
-        self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        if channels_last:
+            self.put_channels_last()
+
+    def put_channels_last(self) -> None:
+        """Not before the weights are drawn: random numbers come in the order of memory."""
+        widths = {m.out_channels for m in self.network.modules() if isinstance(m, nn.Conv2d)}
+        if odd := sorted(w for w in widths if w % 8):
+            raise ValueError(
+                f"{type(self).__name__}: channels_last needs layers of multiples of 8 channels, but some have {odd}: "
+                "oneDNN aborts the process there. Set channels_last to false, or choose wider layers."
+            )
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def build_front_end(self, hop: int) -> LogSpectrogram | MelDecibels:
         return LogSpectrogram(hop=hop)
