@@ -14,9 +14,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from avloc.data.media import load_picture
 from avloc.errors import UsageError
 from avloc.methods.base import Localizer
 from avloc.metrics.maps import minmax, resize
@@ -185,8 +185,7 @@ def read_map(path: Path) -> StoredMap:
     """
     try:
         if path.suffix == ".png":
-            with Image.open(path) as image:
-                heatmap, confidence = np.asarray(image), None
+            heatmap, confidence = np.asarray(load_picture(path.read_bytes())), None
         elif path.suffix == ".npy":
             heatmap, confidence = np.load(path, allow_pickle=False), None
         else:
@@ -195,7 +194,7 @@ def read_map(path: Path) -> StoredMap:
                 confidence = content.get("confidence")
     except KeyError as e:
         raise MapsError(f"{path} has no entry 'heatmap'. Save it with numpy.savez(path, heatmap=...).") from e
-    except (OSError, ValueError, EOFError, BadZipFile, UnidentifiedImageError) as e:
+    except (OSError, ValueError, EOFError, BadZipFile) as e:
         raise MapsError(f"{path} cannot be read as a map ({e}). Write it again.") from e
     if heatmap.ndim == 2:
         heatmap = heatmap[None]
