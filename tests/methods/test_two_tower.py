@@ -19,9 +19,10 @@ from avloc.methods.base import CheckpointError
 from avloc.methods.load import load_method
 from avloc.methods.two_tower import EZVSL, FNAC, LVS, SLAVC, SSLTIE, Alignment, losses
 from avloc.methods.two_tower.checkpoints import official_state
-from avloc.methods.two_tower.method import TwoTower, heat, top_quarter
+from avloc.methods.two_tower.method import TwoTower, heat
 from avloc.methods.two_tower.network import TwoTowers, initialise, resnet
 from avloc.methods.two_tower.views import Masks, Transformation, crop_and_flip, neighbours
+from avloc.metrics.extended import top_quarter
 from avloc.types import AVBatch
 from avloc.weights import WeightError
 

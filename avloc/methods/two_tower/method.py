@@ -16,6 +16,7 @@ from avloc.methods.two_tower import losses
 from avloc.methods.two_tower.checkpoints import load_official
 from avloc.methods.two_tower.network import Design, TwoTowers, initialise, matching
 from avloc.methods.two_tower.views import Masks, Transformation, crop_and_flip, neighbours
+from avloc.metrics.extended import top_quarter
 from avloc.metrics.maps import affine, minmax, resize
 from avloc.types import AVBatch, InputSpec, Localization
 from avloc.weights import load_into, locate, read_state
@@ -45,12 +46,6 @@ def heat(S: Tensor, size: int, upsampling: Upsampling, scaling: Scaling = "minma
     mode: Literal["bilinear", "bicubic"] = "bicubic" if upsampling.startswith("bicubic") else "bilinear"
     maps = resize(S, (size, size), mode, align_corners=upsampling.endswith("corners"))
     return minmax(maps) if scaling == "minmax" else affine(maps, 1.0)
-
-
-def top_quarter(maps: Tensor) -> Tensor:
-    """Mean of each map's highest quarter of pixels, ``[B]`` of ``[B, H, W]``: SLAVC's confidence."""
-    pixels = maps.flatten(1)
-    return pixels.topk(max(1, pixels.shape[1] // 4), dim=1).values.mean(1)
 
 
 class TwoTower(Localizer):
@@ -188,7 +183,7 @@ class TwoTower(Localizer):
             S = torch.stack([matching(*pair) for pair in zip(v, a, strict=True)]).mean(0)
             levels = heat(S, self.heatmap_size, self.upsampling, "affine")
             heatmap = minmax(levels) if self.scaling == "minmax" else levels.clamp(0, 1)
-            return Localization(heatmap[:, None], top_quarter(levels)[:, None])
+            return Localization(heatmap[:, None], top_quarter(levels).float()[:, None])
 
 
 def in_float32(x: Tensor) -> torch.autocast:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from avloc.backbones.resnet import ObjectResNet
 from avloc.methods.baselines.ogl import OBJECT_RANGE, ObjectGuide, guided
-from avloc.methods.two_tower.method import Upsampling, heat, top_quarter
+from avloc.methods.two_tower.method import Upsampling, heat
+from avloc.metrics.extended import top_quarter
 from avloc.metrics.maps import minmax, resize
 from avloc.types import Localization
 from avloc.weights import load_into

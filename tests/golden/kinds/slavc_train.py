@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from avloc.methods.two_tower.losses import SLAVC
-from avloc.methods.two_tower.method import heat, top_quarter
+from avloc.methods.two_tower.method import heat
 from avloc.methods.two_tower.network import matching
+from avloc.metrics.extended import top_quarter
 from avloc.metrics.maps import minmax
 from tests.golden.case import Case
 from tests.golden.towers import SUB, RecordedDropout, after, given, gradients, grads, network, pixels
