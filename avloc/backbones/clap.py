@@ -7,7 +7,7 @@ the weights with ``config.json``, ``preprocessor_config.json`` and ``tokenizer.j
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
 from avloc.backbones.tokens import Tokenizer, world_tokenizer
+from avloc.frontends.constants import Constants
 from avloc.weights import WeightError, WeightFile, load_into, locate, read_metadata, read_state
 
 __all__ = ["CLAP", "UNFUSED", "ClapFrontend"]
@@ -39,7 +40,7 @@ FLOOR = 1e-10
 BESIDE = ("config.json", "preprocessor_config.json", "tokenizer.json")
 
 
-class ClapFrontend(nn.Module):
+class ClapFrontend(Constants):
     """What `transformers.ClapFeatureExtractor` computes with ``truncation="rand_trunc"``, in batches, always float32.
 
     Clips that are too short are repeated as often as they fit whole, then padded with zeros; of those that are too long
@@ -53,7 +54,6 @@ class ClapFrontend(nn.Module):
         ValueError: the settings ask for fusion of several crops, or another padding.
     """
 
-    window: Tensor
     mel: Tensor
 
     def __init__(self, settings: dict[str, Any] = UNFUSED) -> None:
@@ -66,20 +66,12 @@ class ClapFrontend(nn.Module):
             )
         self.sample_rate: int = self.settings["sampling_rate"]
         self.samples = self.sample_rate * self.settings["max_length_s"]
-        for name, constant in self.constants().items():
-            self.register_buffer(name, constant, persistent=False)
+        self.keep_constants()
 
     def constants(self) -> dict[str, Tensor]:
         """The window ``[n_fft]`` and the bands ``[n_fft / 2 + 1, mels]``, float32 on the CPU."""
         mel = ClapFeatureExtractor(**self.settings).mel_filters_slaney
         return {"window": torch.hann_window(self.settings["fft_window_size"]), "mel": torch.from_numpy(mel).float()}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClapFrontend:
-        super()._apply(fn, recurse)
-        if self.window.dtype != torch.float32:
-            for name, constant in self.constants().items():
-                setattr(self, name, constant.to(self.window.device))
-        return self
 
     def fitted(self, waveform: Tensor) -> Tensor:
         """``[B, T]`` to ``[B, samples]``."""

@@ -7,10 +7,11 @@ power of 512 points, 128 triangles that are linear in mel from 20 to 8000 Hz, lo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from avloc.frontends.constants import Constants
 
 __all__ = ["KaldiFbank", "mel_triangles"]
 
@@ -45,7 +46,7 @@ def mel_triangles(mels: int, fft_size: int, sample_rate: int, low_hz: float, hig
     return torch.cat([weights, weights.new_zeros(1, mels)]).float()
 
 
-class KaldiFbank(nn.Module):
+class KaldiFbank(Constants):
     """Normalised log-mel filter banks as BEATs reads them: ``(log mel - mean) / (2 std)``.
 
     Frames are not padded at the edges: ``frames = 1 + floor((T - length) / shift)``. Each frame loses its
@@ -69,7 +70,6 @@ class KaldiFbank(nn.Module):
         ValueError: the band is empty or reaches beyond half the sample rate.
     """
 
-    window: Tensor
     triangles: Tensor
 
     def __init__(
@@ -95,8 +95,7 @@ class KaldiFbank(nn.Module):
             raise ValueError(
                 f"KaldiFbank: {self.low_hz} to {self.high_hz} Hz is no band below half of {sample_rate} Hz."
             )
-        for name, constant in self.constants().items():
-            self.register_buffer(name, constant, persistent=False)
+        self.keep_constants()
 
     def constants(self) -> dict[str, Tensor]:
         """The window ``[length]`` and the triangles ``[fft_size / 2 + 1, mels]``, float32 on the CPU."""
@@ -104,13 +103,6 @@ class KaldiFbank(nn.Module):
         band = (self.low_hz, self.high_hz)
         triangles = mel_triangles(self.num_mel_bins, self.fft_size, self.sample_rate, *band)
         return {"window": hann.pow(0.85).float(), "triangles": triangles}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KaldiFbank:
-        super()._apply(fn, recurse)
-        if self.window.dtype != torch.float32:  # half() and Lightning's bf16-true convert buffers too
-            for name, constant in self.constants().items():
-                setattr(self, name, constant.to(self.window.device))
-        return self
 
     def frames(self, samples: int) -> int:
         """Number of frames of a clip of ``samples`` samples; 0 if it is shorter than one frame."""

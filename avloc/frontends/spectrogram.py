@@ -7,11 +7,12 @@ LVS, EZ-VSL, SLAVC, FNAC and Alignment hear ``log(scipy.signal.spectrogram(x, ra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+
+from avloc.frontends.constants import Constants
 
 __all__ = ["LogSpectrogram", "MelDecibels", "tukey"]
 
@@ -30,10 +31,8 @@ def tukey(length: int, shape: float) -> Tensor:
     return (1 - torch.cos(2 * torch.pi * edge.clamp(max=shape / 2) / shape)) / 2
 
 
-class FrontEnd(nn.Module):
+class FrontEnd(Constants):
     """What both have in common: frames of ``length`` samples every ``hop``, in float32 whatever the network runs in."""
-
-    window: Tensor
 
     def __init__(self, sample_rate: int, length: int, hop: int) -> None:
         super().__init__()
@@ -41,21 +40,6 @@ class FrontEnd(nn.Module):
             raise ValueError(f"{type(self).__name__}: hop {hop} is not between 1 and the window's {length} samples.")
         self.sample_rate, self.length, self.hop = sample_rate, length, hop
         self.bins = length // 2 + 1
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrontEnd:
-        super()._apply(fn, recurse)
-        if self.window.dtype != torch.float32:  # half() and Lightning's precision plugins convert buffers too
-            for name, constant in self.constants().items():
-                setattr(self, name, constant.to(self.window.device))
-        return self
-
-    def constants(self) -> dict[str, Tensor]:
-        """Float32 buffers by name, on the CPU."""
-        raise NotImplementedError
-
-    def keep_constants(self) -> None:
-        for name, constant in self.constants().items():
-            self.register_buffer(name, constant, persistent=False)
 
     def checked(self, waveform: Tensor) -> Tensor:
         if waveform.ndim != 2 or waveform.shape[1] < self.length:

@@ -8,12 +8,12 @@ the least that is heard.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from avloc.frontends.constants import Constants
 from avloc.frontends.kaldi import mel_triangles
 
 __all__ = ["VGGishFrontEnd", "complete"]
@@ -21,7 +21,7 @@ __all__ = ["VGGishFrontEnd", "complete"]
 Precision = Literal["float64", "float32"]
 
 
-class VGGishFrontEnd(nn.Module):
+class VGGishFrontEnd(Constants):
     """Waveform to examples of 0.96 s: ``ln(mel magnitude + offset)``, 96 frames by 64 bands.
 
     Frames are neither centred nor padded: ``frames = 1 + floor((T - window) / hop)``, so one example needs
@@ -46,7 +46,6 @@ class VGGishFrontEnd(nn.Module):
         ValueError: the band is empty or reaches beyond half the sample rate.
     """
 
-    window: Tensor
     triangles: Tensor
 
     def __init__(
@@ -70,21 +69,13 @@ class VGGishFrontEnd(nn.Module):
         self.fft_size = 2 ** math.ceil(math.log2(self.length))
         self.log_offset, self.example_frames, self.example_hop = log_offset, example_frames, example_hop
         self.dtype = torch.float64 if precision == "float64" else torch.float32
-        for name, constant in self.constants().items():
-            self.register_buffer(name, constant, persistent=False)
+        self.keep_constants()
 
     def constants(self) -> dict[str, Tensor]:
         """The window ``[length]`` and the triangles ``[fft_size / 2 + 1, mel_bins]`` on the CPU."""
         window = torch.hann_window(self.length, periodic=True, dtype=torch.float64)
         triangles = mel_triangles(self.mel_bins, self.fft_size, self.sample_rate, self.low_hz, self.high_hz)
         return {"window": window.to(self.dtype), "triangles": triangles.to(self.dtype)}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VGGishFrontEnd:
-        super()._apply(fn, recurse)
-        if self.window.dtype != self.dtype:  # half() and Lightning's precision plugins convert buffers too
-            for name, constant in self.constants().items():
-                setattr(self, name, constant.to(self.window.device))
-        return self
 
     def frames(self, samples: int) -> int:
         """Number of complete frames of a clip of ``samples`` samples."""
