@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 import httpx
 from filelock import FileLock
 
-from avloc.weights import KNOWN, WeightError, candidates, locate, sha256, weights_folder
+from avloc.files import complete
+from avloc.weights import KNOWN, WeightError, candidates, present, sha256, weights_folder
 
 __all__ = ["TIMEOUT_S", "DownloadError", "fetch", "missing", "recorded"]
 
@@ -73,7 +74,7 @@ class Answer:
 def missing(sources: Sequence[str]) -> list[str]:
     """Those of the sources that can be fetched and are not on this machine, each once."""
     wanted = [s for s in dict.fromkeys(sources) if s in KNOWN or s.startswith("hf:")]
-    return [s for s in wanted if not any(p.is_file() for p in candidates(s))]
+    return [s for s in wanted if present(s) is None]
 
 
 def fetch(
@@ -116,9 +117,7 @@ def fetch_one(source: str, origin: str | None, progress: Progress) -> Path:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(place.with_name(place.name + ".lock")):
-            if not missing([source]):
-                path = locate(source).path
-                assert path is not None
+            if (path := present(source)) is not None:  # another process has fetched it meanwhile
                 return path
             for way in ways(source, place, origin, progress):
                 try:
@@ -324,7 +323,5 @@ def recorded() -> dict[str, str]:
 
 def record(source: str, digest: str) -> None:
     path = weights_folder() / "digests.json"
-    with FileLock(path.with_name(path.name + ".lock")):
-        new = path.with_name("digests.json.new")
-        new.write_text(json.dumps(recorded() | {source: digest}, indent=1, sort_keys=True) + "\n")
-        new.replace(path)
+    with FileLock(path.with_name(path.name + ".lock")), complete(path) as part:
+        part.write_text(json.dumps(recorded() | {source: digest}, indent=1, sort_keys=True) + "\n")

@@ -23,6 +23,7 @@ from PIL import Image
 from avloc.data.media import Floats, Pixels
 from avloc.data.media.pictures import eight_bits
 from avloc.data.media.sounds import downmix, mono, refuse_not_finite
+from avloc.data.transforms import fit_audio
 from avloc.errors import UsageError, told_by
 from avloc.localize.asking import Moment, ask, refuse_several_frames
 from avloc.localize.models import Chosen, choose, name_classes, toy_warning
@@ -289,9 +290,7 @@ def sound_of(sound: object, rate: int | None, spec: InputSpec) -> Floats:
     own = mono(downmix(wave, ()))
     heard = own if rate == spec.sample_rate else soxr.resample(own, rate, spec.sample_rate)
     refuse_short(heard, spec.sample_rate, Path("The sound"))
-    if spec.window == "centre" and len(heard) > spec.samples:
-        heard = heard[(len(heard) - spec.samples) // 2 :]
-    return np.ascontiguousarray(heard[: spec.samples], np.float32)
+    return fit_audio(heard.astype(np.float32)[:, None], spec)
 
 
 def floats_of(wave: NDArray[Any]) -> Floats:

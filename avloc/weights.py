@@ -36,6 +36,7 @@ __all__ = [
     "WeightFile",
     "load_into",
     "locate",
+    "present",
     "read_metadata",
     "read_state",
     "weights_folder",
@@ -290,9 +291,8 @@ def locate(source: str) -> WeightFile:
     """
     if source == "random":
         return WeightFile(source, None, "")
-    for path in candidates(source):
-        if path.is_file():
-            return WeightFile(source, path, sha256(path))
+    if (path := present(source)) is not None:
+        return WeightFile(source, path, sha256(path))
     known = KNOWN.get(source)
     where = "\n  ".join(str(p) for p in candidates(source))
     origin = f"Get it from {known.homepage} (licence {known.licence}) and put it at" if known else "Put it at"
@@ -301,6 +301,15 @@ def locate(source: str) -> WeightFile:
         f"(AVLOC_WEIGHTS names another folder than {weights_folder()}; "
         "`avloc weights --experiment NAME` lists what is needed and fetches it with --get)"
     )
+
+
+def present(source: str) -> Path | None:
+    """Where the file behind ``source`` lies on this machine, without reading it; None where it is not there.
+
+    Raises:
+        WeightError: the source is malformed.
+    """
+    return next((path for path in candidates(source) if path.is_file()), None)
 
 
 def candidates(source: str) -> list[Path]:

@@ -123,7 +123,7 @@ def read_boxes(path: Path) -> dict[str, tuple[str, list[list[float]]]]:
             (clip_id(r["file"]), (r["class"], [list(map(float, b)) for b in r["bbox"]]))
             for r in json.loads(path.read_text(encoding="utf-8-sig"))
         ]
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError) as e:  # the last of a number in a name's place
         raise ValueError(f"{path} is not VGG-SS's vggss.json ({type(e).__name__}: {e}). Get it from its page.") from e
     no_twins((id for id, _ in rows), path)
     return dict(rows)

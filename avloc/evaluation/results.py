@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 
 from avloc.evaluation.measures import EXTENTS, IDENTITIES, KINDS, UNIVERSAL
 from avloc.evaluation.protocols import PROTOCOLS, Samples, Summary, protocol, summarise_universal
+from avloc.files import complete
 from avloc.metrics.universal import GRID, choose_threshold
 
 __all__ = [
@@ -217,14 +216,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@contextmanager
-def complete(path: Path) -> Iterator[Path]:
-    """A path to write to; the file gets its own name only when it is complete."""
-    part = path.with_name(path.name + ".part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from avloc.files import complete
 from avloc.methods.base import CheckpointError
 from avloc.methods.load import read_checkpoint
 
@@ -46,22 +45,11 @@ class AtomicCheckpoints(TorchCheckpointIO):
         if "://" in str(path):  # of another kind of storage, which has its own way
             return super().save_checkpoint(checkpoint, path, storage_options)
         path = Path(path)
-        part = path.with_name(path.name + ".part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as f:
+            with complete(path) as part, part.open("wb") as f:
                 torch.save(checkpoint, f)
-                f.flush()
-                os.fsync(f.fileno())
-            part.replace(path)
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
         except (OSError, RuntimeError) as e:  # torch's writer says so of a full disk
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
             raise CheckpointError(
                 f"{path} could not be written ({e}). An older file of that name is untouched; free some space and "
                 "go on with --resume."
@@ -79,10 +67,8 @@ class ResumePoint(ModelCheckpoint):
         if not isinstance(exception, SIGTERMException):
             super().on_exception(trainer, pl_module, exception)
             return
-        inside = (
-            not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        )  # else the epoch's end has just been saved
-        if trainer.state.fn == "fit" and not trainer.validating and not trainer.sanity_checking and inside:
+        saved = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch  # at the epoch's end, just now
+        if trainer.state.fn == "fit" and not (trainer.validating or trainer.sanity_checking or saved):
             assert self.dirpath
             trainer.save_checkpoint(Path(self.dirpath) / "resume.ckpt")
         print("stopped by a signal; --resume goes on", flush=True)
@@ -141,12 +127,10 @@ class OwnFolder(CSVLogger):
             kept = [line for i, line in enumerate(lines) if i < self.rows or float(line.get("step") or 0) < self.step]
         keys = sorted({key for line in kept for key in line})
         if kept:
-            part = path.with_name("metrics.csv.part")
-            with part.open("w", newline="") as f:
+            with complete(aside) as part, part.open("w", newline="") as f:
                 table = csv.DictWriter(f, fieldnames=keys)
                 table.writeheader()
                 table.writerows(kept)
-            part.replace(aside)
         writer = super().experiment
         if kept:
             aside.replace(path)

@@ -59,7 +59,7 @@ class Entry:
 
     def missing(self, sources: list[str]) -> list[str]:
         """Those of its weights and sets that are not on this machine; the world is rendered where it is asked for."""
-        files = [w for w in sources if not any(p.is_file() for p in weights.candidates(w))]
+        files = [w for w in sources if weights.present(w) is None]
         data = AVDataModule(root=(yaml.safe_load(self.path.read_text()).get("data") or {}).get("root"))
         return [*files, *(name for name, split in self.sets.items() if not is_here(data, name, split))]
 

@@ -57,14 +57,13 @@ def rows(config: Path | None) -> list[Row]:
 
 def row(source: str) -> Row:
     known = weights.KNOWN.get(source)
-    places = weights.candidates(source)
-    path = next((p for p in places if p.is_file()), None)
+    path = weights.present(source)
     licence = known.licence if known else ("Apache-2.0" if source.startswith("world:") else "")
     hub = [f"{weights.HUB}/{source.removeprefix('hf:')}"] if source.startswith("hf:") else []
     size = round(path.stat().st_size / 1e6) if path else (known.megabytes or None if known else None)
     return Row(
         source,
-        str(path or places[0]),
+        str(path or weights.candidates(source)[0]),
         path is not None,
         licence,
         [*(known.urls if known else ()), *hub],

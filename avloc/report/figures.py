@@ -13,6 +13,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
 
 from avloc.data.media import load_picture
+from avloc.files import complete
 from avloc.report.gallery import Figure, rows_of
 
 __all__ = ["write_figures"]
@@ -23,13 +24,15 @@ SIDE = 1.5
 
 def write_figures(path: Path, figures: Sequence[Figure]) -> None:
     """Write each figure on a page of its own: the sounding regions above, then every run's heat maps."""
-    part = path.with_name(path.name + ".part")
     # Type 42: conferences do not take the default's Type 3 fonts. Names of strangers are no formulas.
     style: Any = {"pdf.fonttype": 42, "font.size": 8, "text.parse_math": False}
-    with matplotlib.rc_context(style), PdfPages(part, metadata={"CreationDate": None}) as pages:
+    with (
+        complete(path) as part,
+        matplotlib.rc_context(style),
+        PdfPages(part, metadata={"CreationDate": None}) as pages,
+    ):
         for figure in figures:
             pages.savefig(canvas(figure))
-    part.replace(path)
 
 
 def canvas(figure: Figure) -> Canvas:

@@ -22,6 +22,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
+from avloc.files import complete
 from avloc.methods.acl.inversion import Heard, class_phrases, heard_as
 from avloc.methods.base import Localizer, global_seed
 from avloc.report.keys import KeysError, aliases, near, read_keys
@@ -383,9 +384,8 @@ class Provenance(Callback):
 
 def write_json(path: Path, content: Any) -> None:
     """The file gets its own name only when it is complete."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1, default=str) + "\n")
-    part.replace(path)
+    with complete(path) as part:
+        part.write_text(json.dumps(content, indent=1, default=str) + "\n")
 
 
 def run_folder(trainer: Trainer) -> Path:

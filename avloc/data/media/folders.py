@@ -29,8 +29,6 @@ YOUTUBE = 11  # letters of an id, which may itself hold and begin with _ and -
 
 def without_suffix(text: str) -> str:
     """A name without a suffix of media, such as ``.mp4`` or ``.MP4``."""
-    if not isinstance(text, str):  # of a damaged JSON
-        raise TypeError(f"{text!r} is no name")
     return SUFFIX.sub("", text.strip())
 
 
