@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from avloc.data.decoding import fit_audio
 from avloc.data.media import Floats, Pixels
 from avloc.data.media.pictures import eight_bits
 from avloc.data.media.sounds import downmix, mono, refuse_not_finite
-from avloc.data.transforms import fit_audio
 from avloc.errors import UsageError, told_by
 from avloc.localize.asking import Moment, ask, refuse_several_frames
 from avloc.localize.models import Chosen, choose, name_classes, toy_warning

@@ -37,6 +37,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from avloc.data.index import ShardError
 from avloc.data.lists import read_lines, unmatched
 from avloc.data.media import (
     PICTURES,
@@ -49,7 +50,7 @@ from avloc.data.media import (
     read_sound,
 )
 from avloc.data.schema import Audio, Frame, Sample, sample_key
-from avloc.data.shards import Job, ShardError, Skipped, WriteReport, make, write_json, write_shards
+from avloc.data.shards import Job, Skipped, WriteReport, make, write_json, write_shards
 
 __all__ = [
     "AS_PUBLISHED",

@@ -44,12 +44,13 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from avloc.data.decoding import decode_image
+from avloc.data.index import Index, ShardError, read_index, read_shard, remote
+from avloc.data.items import first_scored, make_sound
 from avloc.data.lists import unmatched
 from avloc.data.module import AVDataModule
 from avloc.data.phrases import Variant, phrases_path
 from avloc.data.schema import Record, Sample, SampleError, SchemaError
-from avloc.data.shards import Index, ShardError, read_index, read_shard, remote
-from avloc.data.transforms import decode_image, first_scored, make_sound
 from avloc.types import InputSpec
 from avloc.weights import WeightError
 from data_prep.phrase_models import (

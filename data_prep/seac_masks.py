@@ -25,10 +25,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from avloc.data.index import ShardError
 from avloc.data.indexed import EvalSet
 from avloc.data.module import AVDataModule
 from avloc.data.schema import SampleError
-from avloc.data.shards import ShardError
 from avloc.data.store import store_features
 from avloc.data.stored import FeatureStore, StoreError, made_by, store_name, stored_folder
 from avloc.errors import UsageError

@@ -25,8 +25,8 @@ from json import loads
 from pathlib import Path
 from typing import Any
 
+from avloc.data.index import read_index, remote
 from avloc.data.schema import Record
-from avloc.data.shards import read_index, remote
 
 __all__ = ["FORMATS", "AuditError", "Clip", "Listing", "Row", "read_id", "read_list", "spelling"]
 

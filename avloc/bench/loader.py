@@ -14,9 +14,10 @@ import soundfile
 from PIL import Image
 
 from avloc.bench.step import Result
+from avloc.data.index import read_index, read_shard
 from avloc.data.module import AVDataModule
 from avloc.data.schema import Audio, Frame, Record, Sample
-from avloc.data.shards import read_index, read_shard, write_shards
+from avloc.data.shards import write_shards
 from avloc.types import InputSpec
 from avloc.world.dataset import encode_audio
 from avloc.world.scenes import render, sample_scenes

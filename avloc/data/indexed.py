@@ -14,21 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
+from avloc.data.index import ShardError, check_member, read_index, remote
+from avloc.data.items import Item, clip_frames, make_item, make_sound, make_truth, sample_rng
 from avloc.data.labels import LABEL_SPACES
+from avloc.data.media import Floats
 from avloc.data.schema import Record, Sample, SampleError
-from avloc.data.shards import ShardError, check_member, read_index, remote
 from avloc.data.stored import FeatureStore
-from avloc.data.transforms import (
-    Floats,
-    Grid,
-    Item,
-    clip_frames,
-    grid_of,
-    make_item,
-    make_sound,
-    make_truth,
-    sample_rng,
-)
+from avloc.data.views import Grid, grid_of
 from avloc.types import InputSpec
 
 __all__ = ["ANOTHER_CONTEXT", "ROWS", "Clips", "Context", "EvalSet", "Sound", "StridedSampler"]
@@ -49,7 +41,7 @@ class EvalSet(Dataset[Item]):
     (``InputSpec.clip``) needs all units of a clip in one batch: `Clips`.
 
     Tar headers and every ``meta.json`` are read once, here; media when a unit is asked for. Collate its items
-    with `avloc.data.transforms.collate`.
+    with `avloc.data.items.collate`.
 
     Args:
         index_path: the set's index JSON, a local file.

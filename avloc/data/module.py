@@ -13,12 +13,12 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
+from avloc.data.index import Index, ShardError, read_index, remote
 from avloc.data.indexed import Clips, Context, EvalSet, Sound, StridedSampler
+from avloc.data.items import Item, collate
 from avloc.data.phrases import read_phrases
-from avloc.data.shards import Index, ShardError, read_index, remote
 from avloc.data.stored import FeatureStore, StoreError, open_features, others, store_name, stored_folder
 from avloc.data.stream import Frames, ResumableLoader, TrainStream, loader_options
-from avloc.data.transforms import Item, collate
 from avloc.types import AVBatch, InputSpec
 
 __all__ = ["AVDataModule"]

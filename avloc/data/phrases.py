@@ -13,8 +13,8 @@ from typing import Literal, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from avloc.data.index import Index, read_shard, remote
 from avloc.data.schema import Record, SchemaError
-from avloc.data.shards import Index, read_shard, remote
 
 __all__ = ["FIELDS", "PhraseError", "Phrases", "Variant", "phrases_path", "read_phrases"]
 

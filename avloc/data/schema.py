@@ -183,7 +183,7 @@ class Record:
         group_size: number of members of the group.
         video: id of the video, for leak checks.
         frames, audios, targets: see `Frame`, `Audio`, `Target`.
-        map_rule: how a target becomes a ground-truth map (`avloc.data.transforms.truth_maps`).
+        map_rule: how a target becomes a ground-truth map (`avloc.data.truth.truth_maps`).
         sounding: False where the true map is the zero map.
         negative: what kind of negative; None for a positive.
         text: captions and other text by kind (``image``, ``audio``, ``llm``).

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from avloc.data.indexed import EvalSet
+from avloc.data.items import collate
 from avloc.data.stored import Features, FeatureStore, Storable, StoreError, made_by, store_name, stored_folder
 from avloc.data.stream import loader_options
-from avloc.data.transforms import collate
 
 __all__ = ["StoreReport", "store_features"]
 

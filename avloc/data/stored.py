@@ -34,9 +34,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from avloc.data.index import Index, remote
+from avloc.data.items import evened
 from avloc.data.schema import SampleError
-from avloc.data.shards import Index, remote, write_json
-from avloc.data.transforms import evened
+from avloc.data.shards import write_json
 from avloc.types import AVBatch, InputSpec
 
 __all__ = [

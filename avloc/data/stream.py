@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from avloc.data.index import Index, ShardError, read_shard
+from avloc.data.items import Item, clip_frames, collate, first_scored, make_item, sample_rng
 from avloc.data.phrases import Phrases
 from avloc.data.plan import EpochPlan, WorkerShare
 from avloc.data.schema import Record, Sample, SampleError, SchemaError
-from avloc.data.shards import Index, ShardError, read_shard
 from avloc.data.stored import FeatureStore
-from avloc.data.transforms import Grid, Item, clip_frames, collate, first_scored, grid_of, make_item, sample_rng
+from avloc.data.views import Grid, grid_of
 from avloc.types import AVBatch, InputSpec
 
 __all__ = ["Frames", "ResumableLoader", "TrainStream", "loader_options"]

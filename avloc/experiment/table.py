@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from avloc import weights
+from avloc.data.index import ShardError
 from avloc.data.module import WORLD, AVDataModule, named_split
-from avloc.data.shards import ShardError
 from avloc.errors import UsageError
 from avloc.experiment.weights import sources_of
 from avloc.names import experiments_folder, known

@@ -22,8 +22,9 @@ from avloc.backbones.beats import BEATs
 from avloc.backbones.clap import CLAP
 from avloc.backbones.imagebind import ImageBind
 from avloc.backbones.vggish import VGGish
+from avloc.data.decoding import fit_audio
 from avloc.data.media import Pixels
-from avloc.data.transforms import draw_view, fit_audio, fit_image
+from avloc.data.views import draw_view, fit_image
 from avloc.errors import UsageError
 from avloc.localize.reading import Clip, heard, is_silent
 from avloc.methods.acl.inversion import Heard, heard_as

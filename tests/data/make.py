@@ -117,3 +117,14 @@ def duet(i: int, n: int = 2) -> Sample:
     x.members = {f"f{t}.jpg": jpeg(50 * (t + 1)) for t in range(n)}
     x.members |= {f"a{t}.flac": sound(np.full(500, 0.1 * (t + 1))) for t in range(n)}
     return x
+
+
+def boxed(boxes: list[list[float]], rule: str = "union", **target: object) -> Sample:
+    record = Record("toy", "x", frames=[Frame("f0.jpg", annotated=True)], map_rule=rule)  # type: ignore[arg-type]
+    record.targets = [Target(boxes=boxes, **target)]  # type: ignore[arg-type]
+    return Sample(record, {})
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x * 255 // width, y * 255 // height, 0 * x], 2).astype(np.uint8))

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from avloc.data.index import ShardError, read_index
 from avloc.data.indexed import Clips, EvalSet
+from avloc.data.items import collate
 from avloc.data.module import AVDataModule, collate_clips
 from avloc.data.schema import Sample
-from avloc.data.shards import ShardError, read_index
 from avloc.data.stream import TrainStream
-from avloc.data.transforms import collate
 from avloc.types import AVBatch, InputSpec
 from tests.data.make import RATE, SPEC, clip, duet, number, png, sample, sound, toy_set
 

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, DistributedSampler
 
+from avloc.data.index import ShardError
 from avloc.data.indexed import EvalSet, StridedSampler, derangement
+from avloc.data.items import collate
 from avloc.data.schema import Audio, Frame, Record, Sample, SampleError, Target
-from avloc.data.shards import ShardError
-from avloc.data.transforms import collate
 from tests.data.make import SPEC, clip, duet, jpeg, number, painted, png, robust, sample, sound, toy_set
 
 

@@ -12,9 +12,9 @@ import soundfile
 import torch
 from PIL import Image
 
+from avloc.data.index import read_index, read_shard
 from avloc.data.media import Damage, MediaError, frames_at, opened, probe, read_clip, read_picture
 from avloc.data.schema import Record
-from avloc.data.shards import read_index, read_shard
 from avloc.localize.run import localize_still, localize_video
 from avloc.methods.base import Localizer
 from avloc.types import AVBatch, InputSpec, Localization

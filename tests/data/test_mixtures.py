@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from avloc.data.items import collate, make_item, sample_rng
 from avloc.data.mixtures import per_tile, side_by_side
 from avloc.data.schema import SampleError
-from avloc.data.transforms import collate, make_item, sample_rng
 from tests.data.make import SPEC, duet, painted, png
 
 WIDE = replace(SPEC, duet="wide")

@@ -13,8 +13,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
+from avloc.data.index import ShardError
 from avloc.data.module import AVDataModule
-from avloc.data.shards import ShardError
 from avloc.data.store import store_features
 from avloc.data.stored import StoreError
 from avloc.types import AVBatch

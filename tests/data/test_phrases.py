@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from avloc.data.index import read_index
 from avloc.data.mixing import mix_batch
 from avloc.data.module import AVDataModule
 from avloc.data.phrases import PhraseError, phrases_path, read_phrases
 from avloc.data.schema import Sample
-from avloc.data.shards import read_index, write_shards
+from avloc.data.shards import write_shards
 from avloc.types import AVBatch
 from avloc.world import write_world
 from avloc.world.dataset import samples

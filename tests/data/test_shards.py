@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import webdataset
 
+from avloc.data.index import ShardError, read_index, read_shard
 from avloc.data.schema import Sample, SampleError, SchemaError
-from avloc.data.shards import Job, ShardError, ShardWriter, Skipped, read_index, read_shard, write_shards
+from avloc.data.shards import Job, ShardWriter, Skipped, write_shards
 from tests.data.make import clip, duet, sample, toy_set
 
 

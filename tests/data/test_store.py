@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from avloc.data import stored as stored_module
+from avloc.data.index import read_index
 from avloc.data.indexed import EvalSet
+from avloc.data.items import Item, collate
 from avloc.data.schema import Sample, SampleError
-from avloc.data.shards import read_index
 from avloc.data.store import store_features
 from avloc.data.stored import FeatureStore, Storable, StoreError, StoreWriter, made_by, open_features, stored_folder
 from avloc.data.stream import ResumableLoader, TrainStream
-from avloc.data.transforms import Item, collate
 from avloc.types import AVBatch, InputSpec
 from avloc.weights import WeightFile
 from tests.data.make import SPEC, clip, number, robust, sample, toy_set

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from avloc.data import stream as stream_module
+from avloc.data.index import ShardError, read_index
 from avloc.data.schema import Sample, SampleError
-from avloc.data.shards import ShardError, read_index
 from avloc.data.stream import ResumableLoader, TrainStream
 from avloc.types import AVBatch
 from tests.data.make import RATE, SPEC, clip, duet, number, painted, png, robust, sample, sound, toy_set

@@ -13,7 +13,7 @@ from PIL import Image
 
 from avloc.data.indexed import EvalSet
 from avloc.data.schema import MapRule, Record, Sample, Target
-from avloc.data.transforms import truth_maps
+from avloc.data.truth import truth_maps
 from avloc.types import InputSpec
 
 ANNOTATIONS = Path(__file__).parents[3] / "shared" / "annotations"

@@ -15,7 +15,7 @@ from PIL import Image
 from avloc.data.indexed import EvalSet
 from avloc.data.labels import LABEL_SPACES
 from avloc.data.schema import Record, Sample
-from avloc.data.transforms import truth_maps
+from avloc.data.truth import truth_maps
 from avloc.types import InputSpec
 from data_prep import avs_ms3, avs_s4, avs_v3, avsbench, avss
 from data_prep.avsbench import MS3, S4, box_target, name_and_second

@@ -13,8 +13,8 @@ import pytest
 import soundfile
 from PIL import Image
 
+from avloc.data.index import read_index, read_shard
 from avloc.data.schema import Record
-from avloc.data.shards import read_index, read_shard
 from data_prep.common import picture, read_ids, read_lines, sound, unmatched
 from data_prep.vggsound import main
 from tests.data.clips import write_clip

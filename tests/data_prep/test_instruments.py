@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from avloc.data.index import read_index, read_shard
 from avloc.data.labels import LABEL_SPACES
 from avloc.data.media import MediaError
 from avloc.data.schema import Record
-from avloc.data.shards import read_index, read_shard
 from data_prep import vgg_instruments, vgg_instruments_mixed
 from data_prep.array_pickle import read_array
 from data_prep.vgg_instruments import read_mask, read_rows

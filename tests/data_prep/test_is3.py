@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avloc.data.shards import read_index, read_shard
+from avloc.data.index import read_index, read_shard
 from data_prep.is3 import CLASSES, classify, main
 from data_prep.sslalign import box_target, read_annotations
 from tests.data_prep.loose import areas, official, read, rectangle, skipped, write_picture, write_sound

@@ -23,9 +23,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
+from avloc.data.index import read_index
 from avloc.data.indexed import EvalSet
 from avloc.data.phrases import phrases_path
-from avloc.data.shards import read_index
 from avloc.types import InputSpec
 from avloc.weights import WeightError
 from avloc.world import write_world

@@ -8,10 +8,11 @@ import pytest
 import torch
 import yaml
 
+from avloc.data.index import read_index
 from avloc.data.indexed import EvalSet
-from avloc.data.shards import read_index, write_shards
+from avloc.data.items import collate
+from avloc.data.shards import write_shards
 from avloc.data.stored import open_features
-from avloc.data.transforms import collate
 from avloc.experiment.run import instantiate
 from avloc.methods.seac import SeAC
 from avloc.names import find_config

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from avloc.data.index import read_index, read_shard
 from avloc.data.indexed import EvalSet
 from avloc.data.labels import LABEL_SPACES
 from avloc.data.schema import Record
-from avloc.data.shards import Job, Skipped, read_index, read_shard
+from avloc.data.shards import Job, Skipped
 from avloc.data.stream import TrainStream
 from avloc.types import InputSpec
 from data_prep.vggsound import Pool, main, read_boxes, read_rows, vggss_target

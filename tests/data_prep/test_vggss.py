@@ -8,7 +8,7 @@ import pytest
 
 from avloc.data.indexed import EvalSet
 from avloc.data.schema import Record, Sample
-from avloc.data.transforms import truth_maps
+from avloc.data.truth import truth_maps
 from avloc.types import InputSpec
 from data_prep.common import read_ids, read_table
 from data_prep.vggsound import read_boxes, vggss_target

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from avloc.backbones.sam import SAM, TINY
+from avloc.data.index import read_index
 from avloc.data.module import AVDataModule
-from avloc.data.shards import read_index
 from avloc.data.store import store_features
 from avloc.data.stored import StoreError, open_features
 from avloc.methods.base import CheckpointError

@@ -30,15 +30,16 @@ from avloc.backbones import proposals as P
 from avloc.backbones.openclip import TINY, OpenCLIP, normalise
 from avloc.backbones.sam import PIXEL_MEAN, PIXEL_STD, SAM
 from avloc.backbones.tokens import train_world_tokenizer
+from avloc.data.index import read_index
 from avloc.data.indexed import EvalSet
+from avloc.data.items import collate
 from avloc.data.labels import LABEL_SPACES
 from avloc.data.module import AVDataModule
 from avloc.data.schema import SampleError
-from avloc.data.shards import read_index, write_shards
+from avloc.data.shards import write_shards
 from avloc.data.store import store_features
 from avloc.data.stored import FeatureStore, StoreError, open_features
 from avloc.data.stream import TrainStream
-from avloc.data.transforms import collate
 from avloc.methods.seac import SeAC, embed, losses
 from avloc.methods.seac.aggregate import aggregate, box_masks, classify, normalised, unpack_bits
 from avloc.methods.seac.embed import Mixture

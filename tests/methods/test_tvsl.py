@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from avloc.backbones.clipseg import normalise
+from avloc.data.items import make_item
 from avloc.data.mixing import mix_at_random
-from avloc.data.schema import Audio, Frame, Record, Sample, Target
-from avloc.data.transforms import SampleError, make_item
+from avloc.data.schema import Audio, Frame, Record, Sample, SampleError, Target
 from avloc.evaluation.measures import NOPRIOR, OWN_SOURCES, Scored
 from avloc.evaluation.measures import TVSL as TVSL_MEASURE
 from avloc.methods.load import load_method

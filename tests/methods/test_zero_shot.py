@@ -16,8 +16,8 @@ from transformers import CLIPSegForImageSegmentation
 
 from avloc.backbones.clipseg import CLIP_MEAN, CLIP_STD, CLIPSeg
 from avloc.data.indexed import EvalSet
+from avloc.data.items import collate
 from avloc.data.module import AVDataModule
-from avloc.data.transforms import collate
 from avloc.evaluation.measures import Scored
 from avloc.methods.acl import ACL
 from avloc.methods.base import CheckpointError, Localizer

@@ -13,8 +13,8 @@ import soundfile
 import torch
 from PIL import Image
 
+from avloc.data.index import read_index
 from avloc.data.schema import Sample
-from avloc.data.shards import read_index
 from avloc.world import SPLITS, ensure, write_world
 from avloc.world.dataset import duet_sample, samples
 from avloc.world.kinds import FACTORS, at_home, twin_of

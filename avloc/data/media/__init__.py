@@ -9,6 +9,7 @@ from avloc.data.media.clips import Clip, audio_16k, centre_frame, duration, fram
 from avloc.data.media.files import PICTURES, SOUNDS, VIDEOS, MediaError, Member, Source, opened, signature
 from avloc.data.media.folders import Library, clip_id, parse_id, without_suffix
 from avloc.data.media.movies import MovieWriter
+from avloc.data.media.packets import Damage
 from avloc.data.media.pictures import (
     Pixels,
     decode_picture,
@@ -18,7 +19,7 @@ from avloc.data.media.pictures import (
     read_picture,
     refuse_large,
 )
-from avloc.data.media.reading import Damage, Heard, Media, Shown, probe
+from avloc.data.media.reading import Heard, Media, Shown, probe
 from avloc.data.media.sounds import FAULTS, Floats, faults, is_antiphase, mono
 from avloc.data.media.waves import load_sound, read_sound
 

@@ -1,15 +1,10 @@
-"""From encoded bytes to what a method is fed, and from boxes and masks to ground-truth maps.
-
-Pictures are resized by Pillow, as in every published code, so that pixels agree. Nothing is normalised here. What
-is cut out of a picture, and mirrored, is a `View`; maps are cut and mirrored by the same one.
-"""
+"""One row of a batch: a record's picture, sound and maps as a method is fed them, and rows put together."""
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,65 +13,25 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import default_collate
 
-from avloc.data.media import load_picture, load_sound
-from avloc.data.media.pictures import MOST_PIXELS
-from avloc.data.media.sounds import is_antiphase
-from avloc.data.mixtures import per_tile, side_by_side
-from avloc.data.schema import Audio, Record, Sample, SampleError, Target
+from avloc.data.decoding import decode_audio, decode_image, fit_audio
+from avloc.data.media import Floats
+from avloc.data.mixtures import side_by_side
+from avloc.data.schema import Audio, Record, Sample, SampleError
+from avloc.data.truth import Integers, semantic_map, truth_maps
+from avloc.data.views import FILTERS, Grid, draw_view, seen
 from avloc.types import AVBatch, InputSpec
 
 __all__ = [
-    "WHOLE",
-    "Grid",
     "Item",
-    "View",
     "clip_frames",
     "collate",
-    "decode_audio",
-    "decode_image",
-    "draw_view",
-    "fit_audio",
-    "fit_image",
-    "grid_of",
+    "evened",
+    "first_scored",
     "make_item",
     "make_sound",
     "make_truth",
     "sample_rng",
-    "semantic_map",
-    "truth_maps",
 ]
-
-Floats = NDArray[np.float32]
-Integers = NDArray[np.int64]
-Grid = int | Sequence[int]  # of ground truth: a side, or height and width
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-
-
-@dataclass(frozen=True)
-class View:
-    """What is seen of a picture: scaled to ``width`` x ``height``, the square of ``side`` at (``left``, ``top``) is
-    cut out, and mirrored where ``flip`` says so. Where the scaled picture is smaller than the square, it lies at the
-    top left of it, mirrored in itself, and zeros fill the rest. All in pixels."""
-
-    width: int
-    height: int
-    left: int
-    top: int
-    side: int
-    flip: bool = False
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of what is picture in the square."""
-        return min(self.height, self.side), min(self.width, self.side)
-
-    @property
-    def of_maps(self) -> View:
-        """What maps show: the same, but without the zeros around a small picture."""
-        return self if self.size == (self.side, self.side) else replace(WHOLE, flip=self.flip)
-
-
-WHOLE = View(1, 1, 0, 0, 1)
 
 
 @dataclass
@@ -122,145 +77,9 @@ class Item:
     stored: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
-def grid_of(size: Grid) -> tuple[int, int]:
-    """Height and width of a grid of ground truth."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
-
-
 def sample_rng(seed: int, epoch: int, key: str) -> np.random.Generator:
     """Randomness of one sample's augmentation: it follows from these three alone, not from worker or rank."""
     return np.random.default_rng([seed, epoch, zlib.crc32(key.encode())])
-
-
-def decode_image(data: bytes, name: str) -> Image.Image:
-    """An RGB picture.
-
-    Raises:
-        SampleError: truncated or not a picture.
-    """
-    try:
-        image = load_picture(data)
-        return image if image.mode == "RGB" else image.convert("RGB")
-    except (OSError, ValueError) as e:
-        raise SampleError(f"{name} cannot be decoded as a picture ({e}). Write its shard again.") from e
-
-
-def draw_view(size: tuple[int, int], spec: InputSpec, rng: np.random.Generator | None = None) -> View:
-    """What a method sees of a picture.
-
-    Args:
-        size: width and height of the picture.
-        spec: size, resize, and the training crop and flip.
-        rng: draws crop and flip; None for the evaluation view (no ``train_scale``, no flip).
-    """
-    side = spec.image_size
-    if spec.resize == "pad":
-        # Rounded half up, as SAM does.
-        width, height = (max(1, int(length * side / max(size) + 0.5)) for length in size)
-        return View(width, height, 0, 0, side, rng is not None and rng.random() < spec.train_flip)
-    scaled = side if rng is None else max(side, int(side * spec.train_scale))
-    width = height = scaled
-    if spec.resize == "crop":
-        width, height = (max(scaled, round(length * scaled / min(size))) for length in size)
-    if rng is None:
-        return View(width, height, (width - side) // 2, (height - side) // 2, side)
-    left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
-    return View(width, height, left, top, side, rng.random() < spec.train_flip)
-
-
-def fit_image(image: Image.Image, spec: InputSpec, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
-    """The picture as a method wants it: `draw_view`, then `seen`."""
-    return seen(image, draw_view(image.size, spec, rng), FILTERS[spec.interpolation])
-
-
-def seen(image: Image.Image, view: View, resampling: Image.Resampling) -> NDArray[np.uint8]:
-    """The view of an RGB picture, uint8 ``[3, side, side]``; of the resized pixels a view too: collating copies
-    it."""
-    if view.width * view.height > MOST_PIXELS:
-        # A picture of 60,000 x 1 would be scaled to millions of columns, of which one square is seen.
-        x, y = image.width / view.width, image.height / view.height
-        box = (view.left * x, view.top * y, (view.left + view.side) * x, (view.top + view.side) * y)
-        part = (box[0], box[1], min(box[2], image.width), min(box[3], image.height))
-        pixels = np.asarray(image.resize((view.side, view.side), resampling, part))
-    else:
-        pixels = np.asarray(image.resize((view.width, view.height), resampling))
-        pixels = pixels[view.top : view.top + view.side, view.left : view.left + view.side]
-    if view.flip:
-        pixels = pixels[:, ::-1]
-    if view.of_maps is not view:
-        padded = np.zeros((view.side, view.side, 3), np.uint8)
-        padded[: pixels.shape[0], : pixels.shape[1]] = pixels
-        pixels = padded
-    return pixels.transpose(2, 0, 1)
-
-
-def decode_audio(data: bytes, name: str, rate: int, duration: float = 0.0) -> Floats:
-    """Samples of a FLAC, Opus, Ogg or WAV.
-
-    Args:
-        data: the file's bytes.
-        name: for messages.
-        rate: Hz that the sound must have.
-        duration: seconds that it must have within 1 %, since a cut-off file decodes without complaint; 0 for
-            any.
-
-    Returns:
-        float32 ``[n, channels]`` in [-1, 1].
-
-    Raises:
-        SampleError: truncated, empty, of another rate, or with samples that are not finite.
-    """
-    try:
-        sound, found, promised = load_sound(data, rate)
-    except ValueError as e:
-        raise SampleError(f"{name} cannot be decoded as sound ({e}). Write its shard again.") from e
-    if found != rate:
-        raise SampleError(
-            f"{name} has {found} Hz, the method wants {rate} Hz. Write the shards at that rate "
-            "(sounds are resampled when shards are written, never while reading)."
-        )
-    if not len(sound):
-        raise SampleError(f"{name} has no samples at all. Leave this clip out when the shards are written.")
-    if len(sound) < promised or len(sound) < 0.99 * duration * rate:
-        wanted = max(promised, round(duration * rate))
-        raise SampleError(f"{name} is cut off: {len(sound)} samples of {wanted}. Write its shard again.")
-    if not np.isfinite(sound.sum()):
-        raise SampleError(f"{name} has samples that are NaN or infinite. Leave this clip out of the shards.")
-    return sound
-
-
-def fit_audio(sound: Floats, spec: InputSpec, t: float = 0.0) -> Floats:
-    """The waveform as a method wants it: one channel, then the window, then padding.
-
-    Args:
-        sound: ``[n, channels]``, n > 0.
-        spec: channels, window, pad and length. ``left_then_right`` leaves mono as it is.
-        t: seconds into the clip at which the scored frame was taken; for the window ``frame``.
-
-    Returns:
-        float32 ``[T]``.
-    """
-    if spec.channels == "left_then_right":
-        wave = sound[:, :2].T.reshape(-1)
-    else:
-        # Channels that would cancel are a mistake of the recording: the left one is heard.
-        one = spec.channels == "first" or sound.shape[1] == 1 or is_antiphase(sound.T)
-        wave = sound[:, 0] if one else sound.mean(1, dtype=np.float32)
-    T = spec.samples
-    if spec.window == "frame":
-        wave = wave[frame_start(t, len(wave), spec) :]
-    if len(wave) >= T:
-        start = (len(wave) - T) // 2 if spec.window == "centre" else 0
-        return np.ascontiguousarray(wave[start : start + T])
-    return np.resize(wave, T) if spec.pad == "tile" else np.pad(wave, (0, T - len(wave)))
-
-
-def frame_start(t: float, n: int, spec: InputSpec) -> int:
-    """First of n samples that belongs to the frame of time t: see ``InputSpec.window``."""
-    stretch = math.floor(t / spec.seconds + 1e-6)  # 0.3 / 0.1 is a little below 3
-    length = spec.seconds * spec.sample_rate
-    return round(max(0, min(stretch, int((n - 1) / length))) * length)
 
 
 def make_sound(sample: Sample, spec: InputSpec, condition: str = "", t: float = 0.0) -> Floats:
@@ -450,131 +269,6 @@ def same(rng: np.random.Generator | None, n: int) -> list[np.random.Generator | 
 
 def first_scored(record: Record) -> int:
     return next((i for i, f in enumerate(record.frames) if f.annotated), 0)
-
-
-def truth_maps(sample: Sample, frame: int, size: Grid = 224, views: Sequence[View] | None = None) -> Floats | None:
-    """Ground-truth maps by the record's ``map_rule``, one per target, of what is seen.
-
-    Published evaluators multiply coordinates by the grid, truncate towards zero, and fill half-open rectangles (on
-    VGG-SS rounding instead gives maps whose mean IoU with these is 0.98). ``union``: 1 inside of any box of the target.
-    ``consensus2``: half the number of boxes, at most 1 (Flickr; boxes are counted, not annotators). ``sum``: the number
-    of boxes, which exceeds 1 where they overlap (T-VSL and AVGN do not clip; for published readings only). ``mask``:
-    nearest resize, then ``> 0``.
-
-    Args:
-        sample: record and bytes; the latter for ``mask`` only.
-        frame: place in ``record.frames``; a duet has maps of all of its pictures.
-        size: side G of the map, or its height and width.
-        views: what is seen of the picture, or of each picture of a duet; all of it by default.
-
-    Returns:
-        float32 ``[S, G, G']``, of a duet of n pictures ``[n, G, n G']`` with each target in its own tile; all zero
-        where nothing sounds (unless the negative is scored against its positive's map); None for the rule
-        ``none``.
-
-    Raises:
-        SampleError: a mask is missing from the shard or broken.
-    """
-    record = sample.record
-    n = record.tiles
-    if not record.has_maps:
-        return None
-    height, width = grid_of(size)
-    if record.is_empty or not record.targets:
-        return np.zeros((n if n > 1 else max(1, len(record.targets)), height, n * width), np.float32)
-    views = views or [WHOLE] * n
-    if n > 1:
-        return per_tile([_target_map(sample, t, i, size, views[i]) for i, t in enumerate(record.targets)])
-    return np.stack([_target_map(sample, t, frame, size, views[0]) for t in record.targets])
-
-
-def semantic_map(sample: Sample, frame: int, size: Grid = 224, views: Sequence[View] | None = None) -> Integers | None:
-    """The class of each pixel of what is seen, by nearest resize; a palette picture's indices, not its colours.
-
-    Args:
-        sample, frame, size, views: as of `truth_maps`.
-
-    Returns:
-        int64 ``[G, G']``, of a duet of n pictures ``[G, n G']``: 0 background, 255 "do not score"; all zero where
-        nothing sounds; None where the record has none of this frame.
-
-    Raises:
-        SampleError: it is missing from the shard, broken, or a colour picture.
-    """
-    record = sample.record
-    n = record.tiles
-    members = [f.semantic for f in (record.frames if n > 1 else record.frames[frame : frame + 1])]
-    if not members or None in members:
-        return None
-    if record.is_empty:
-        height, width = grid_of(size)
-        return np.zeros((height, n * width), np.int64)
-    views = views or [WHOLE] * n
-    maps = [_indices(sample, m, size, v) for m, v in zip(members, views, strict=True) if m]
-    return np.concatenate(maps, axis=1).astype(np.int64)
-
-
-def _target_map(sample: Sample, target: Target, frame: int, size: Grid, view: View) -> Floats:
-    """float32 ``[G, G']``."""
-    rule = sample.record.map_rule
-    if rule == "mask":
-        covered = np.zeros(grid_of(size), bool)
-        for member in target.masks:
-            if f".f{frame}." in member:
-                covered |= _indices(sample, member, size, view) > 0
-        return covered.astype(np.float32)
-    count = box_count(target, size, view)
-    if rule != "sum":
-        most = 1.0 if rule == "union" else 2.0
-        count = np.minimum(count, most) / most
-    return count.astype(np.float32)
-
-
-def box_count(target: Target, size: Grid, view: View = WHOLE) -> NDArray[np.float64]:
-    """How many of a target's boxes cover each cell of a grid over the view."""
-    count = np.zeros(grid_of(size))
-    for x0, y0, x1, y1 in grid_boxes(target, size, view):
-        count[y0:y1, x0:x1] += 1
-    return count[:, ::-1] if view.flip else count
-
-
-def grid_boxes(target: Target, size: Grid, view: View = WHOLE) -> NDArray[np.int64]:
-    """A target's boxes in cells of the view before it is mirrored, int64 ``[n, 4]``, truncated towards zero.
-
-    Integer boxes on a 224 or 256 grid are scaled from the published integers: k/224 is not exact in floating
-    point, and truncation would lose a cell. Inclusive corners are read as half-open, as published (section
-    2.6).
-    """
-    grid = {"xyxy_224_excl": 224, "xyxy_224_incl": 224, "xyxy_256": 256}.get(target.raw_format)
-    height, width = grid_of(size)
-    cells = np.array([width, height] * 2)
-    # Of the whole picture these are exactly [width, height] and [0, 0].
-    scale = np.array([view.width, view.height] * 2) * cells / view.side
-    corner = np.array([view.left, view.top] * 2) * cells / view.side
-    if grid and target.boxes_raw is not None:
-        boxes = np.asarray(target.boxes_raw, np.float64).reshape(-1, 4) * scale / grid
-    else:
-        boxes = np.asarray(target.boxes, np.float64).reshape(-1, 4) * scale
-    return np.clip(boxes - corner, 0, cells).astype(np.int64)
-
-
-def _indices(sample: Sample, member: str, size: Grid, view: View) -> NDArray[Any]:
-    """The view of an index map or mask that covers the whole picture, ``[G, G']``, by nearest neighbour."""
-    name, data = f"{sample.key}.{member}", sample.member(member)
-    sides = np.array([view.left, view.top, view.left + view.side, view.top + view.side])
-    try:
-        image = load_picture(data)
-        box = tuple(sides * (image.size * 2) / ([view.width, view.height] * 2))
-        # As stored: converting a palette picture would turn its indices into colours.
-        pixels = np.asarray(image.resize(grid_of(size)[::-1], Image.Resampling.NEAREST, box))
-    except (OSError, ValueError) as e:
-        raise SampleError(f"{name} cannot be decoded as a mask ({e}). Write its shard again.") from e
-    if pixels.ndim != 2:
-        raise SampleError(
-            f"{name} is a colour picture (mode {image.mode}), a mask or index map has one channel. Convert it when "
-            "the shards are written (avloc.data.labels.colours_to_index)."
-        )
-    return pixels[:, ::-1] if view.flip else pixels
 
 
 def collate(items: Sequence[Item]) -> AVBatch:
