@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -67,7 +68,7 @@ class Moment:
     classes: Sequence[str] = ()
     silent: bool = False
 
-    @property
+    @cached_property
     def heat(self) -> Tensor:
         """The hottest source at each place, ``[h, w]``; cold where there is nothing to hear."""
         heat = self.heatmap.amax(0)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -54,23 +53,17 @@ def tinted(picture: Pixels, heat: Tensor, alpha: float = 0.6) -> Pixels:
         heat: ``[h, w]`` in [0, 1]; resized bilinearly.
         alpha: opacity where the map is 1; elsewhere in proportion to the map.
     """
-    height, width = picture.shape[:2]
-    levels = (heat.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    level = np.asarray(Image.fromarray(levels).resize((width, height), Image.Resampling.BILINEAR))
-    keep, add = shares(alpha)
-    mixed = picture * keep[level][..., None]
-    mixed += add[level]
-    mixed >>= 8
-    return mixed.astype(np.uint8)
+    levels = Image.fromarray((heat.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+    levels = levels.resize((picture.shape[1], picture.shape[0]), Image.Resampling.BILINEAR)
+    opacity = levels.point([round(alpha * level) for level in range(256)])
+    levels.putpalette(palette())
+    return np.asarray(Image.composite(levels.convert("RGB"), Image.fromarray(picture), opacity))
 
 
 @cache
-def shares(alpha: float) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-    """For each of 256 levels of heat, in 256ths: the share of the picture ``[256]``, and the colour that is added
-    ``[256, 3]``."""
-    opacity = alpha * np.arange(256) / 255
-    add = opacity[:, None] * colours().numpy() * 256
-    return ((1 - opacity) * 256).astype(np.uint16), add.astype(np.uint16)
+def palette() -> bytes:
+    """The colour of each of 256 levels of heat, three bytes each."""
+    return colours().round().to(torch.uint8).numpy().tobytes()
 
 
 class OverlayWriter(MovieWriter):
