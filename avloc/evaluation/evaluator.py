@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor
 
+from avloc.evaluation.answers import AnswersCallback
 from avloc.evaluation.benchmarks import Benchmark, benchmark
 from avloc.evaluation.measures import EXTENTS, IDENTITIES, UNIVERSAL, Measure, Scored, extents, identities
 from avloc.evaluation.protocols import ProtocolError, Samples, protocol
@@ -58,7 +59,7 @@ class EvalSet(Protocol):
     def class_counts(self) -> Mapping[int, int]: ...
 
 
-class Evaluator(Callback):
+class Evaluator(AnswersCallback):
     """Scores every evaluation set under every protocol of its benchmark.
 
     Logged are the primary protocol's metrics as ``test/<set>/<metric>``, the other protocols' as
@@ -111,28 +112,6 @@ class Evaluator(Callback):
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.start(trainer, "test")
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: AVBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self.add(trainer, outputs, batch, dataloader_idx)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: AVBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self.add(trainer, outputs, batch, dataloader_idx)
-
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.finish(trainer, pl_module, "val")
 
@@ -172,7 +151,7 @@ class Evaluator(Callback):
                 Pass(data, scored, whole, controls and own, universal, trainer, refined if own else None)
             )
 
-    def add(self, trainer: Trainer, outputs: Any, batch: AVBatch, loader: int) -> None:
+    def take(self, stage: str, trainer: Trainer, outputs: Any, batch: AVBatch, loader: int) -> None:
         if not self.passes:
             return
         if not isinstance(outputs, Localization):

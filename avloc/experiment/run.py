@@ -26,9 +26,11 @@ from avloc.evaluation.evaluator import Evaluator
 from avloc.experiment.checkpoints import AtomicCheckpoints, BestModel, Journal, OwnFolder, ResumePoint, own_folder
 from avloc.methods.base import Localizer
 from avloc.methods.load import read_checkpoint
+from avloc.report.pictures import Panels
 from avloc.report.predictions import Predictions
+from avloc.report.provenance import Provenance
 from avloc.report.published import Reference
-from avloc.report.telemetry import Panels, Provenance, Throughput, default_loggers
+from avloc.report.telemetry import Throughput, default_loggers
 
 __all__ = ["ExperimentCLI", "instantiate", "instantiate_method", "model_settings"]
 

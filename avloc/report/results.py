@@ -1,7 +1,7 @@
 """What a tested run left in its folder, as the reports read it.
 
 ``results.json`` holds every number (the evaluator writes it), ``run.json`` the experiment's name and the published row
-that it reproduces (`avloc.report.telemetry.Provenance`), ``per_sample.parquet`` the values that the numbers follow
+that it reproduces (`avloc.report.provenance.Provenance`), ``per_sample.parquet`` the values that the numbers follow
 from::
 
     {"universal": {"threshold": float, "chosen_on": [str], "criterion": str} | null,
