@@ -11,30 +11,17 @@ metadata.csv`` from AVSS.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from data_prep import avsbench
-from data_prep.common import Plan, convert
 
 __all__ = ["main"]
 
 
-def parser() -> argparse.ArgumentParser:
-    p = avsbench.parser(avsbench.MS3, "data_prep.avs_ms3", __doc__)
-    p.add_argument("--boxes", type=Path, help="ms3_box.json: write the set avs_ms3_box, a record for each test frame")
-    return p
-
-
-def plans(args: argparse.Namespace) -> list[Plan]:
-    return (avsbench.box_plans if args.boxes else avsbench.mask_plans)(avsbench.MS3, args)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert; 0 when every split gave at least one record."""
-    return convert(parser(), plans, argv)
+    return avsbench.convert_subset(avsbench.MS3, "data_prep.avs_ms3", __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from data_prep.common import (
     PICTURES,
     SOUNDS,
     Plan,
+    convert,
     files_by_stem,
     mask_png,
     no_twins,
@@ -49,6 +50,7 @@ __all__ = [
     "Clip",
     "Subset",
     "box_plans",
+    "convert_subset",
     "find_clips",
     "make_sample",
     "mask_plans",
@@ -343,10 +345,24 @@ def parser(subset: Subset, module: str, doc: str | None) -> argparse.ArgumentPar
         "--split", nargs="+", choices=["train", "val", "test"], default=["test"], help="which (default: test)"
     )
     p.add_argument("--list", type=Path, help=f"avs1_{subset.short}_test.csv, for ACL-SSL's layout")
+    p.add_argument(
+        "--boxes",
+        type=Path,
+        help=f"{subset.short}_box.json: write the set {subset.name}_box, a record for each test frame",
+    )
     p.set_defaults(avss=None)
     if subset.short == "ms3":
         p.add_argument("--avss", type=Path, help="metadata.csv of AVSS, whose v1m rows name the objects")
     return p
+
+
+def convert_subset(subset: Subset, module: str, doc: str | None, argv: Sequence[str] | None) -> int:
+    """The converter of S4 or MS3; 0 when every split gave at least one record."""
+
+    def plans(args: argparse.Namespace) -> list[Plan]:
+        return (box_plans if args.boxes else mask_plans)(subset, args)
+
+    return convert(parser(subset, module, doc), plans, argv)
 
 
 def clips_of(subset: Subset, args: argparse.Namespace, split: str) -> tuple[list[Clip], list[str]]:

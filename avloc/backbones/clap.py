@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
 from avloc.backbones.tokens import Tokenizer, world_tokenizer
+from avloc.backbones.towers import Tower, header, matrices_halved, own_metadata
 from avloc.frontends.constants import Constants
-from avloc.weights import WeightError, WeightFile, load_into, locate, read_metadata, read_state
+from avloc.weights import WeightError, load_into, locate, read_state
 
 __all__ = ["CLAP", "UNFUSED", "ClapFrontend"]
 
@@ -113,7 +114,7 @@ class ClapFrontend(Constants):
             return 10 * (power.mT @ self.mel).clamp(min=FLOOR).log10().unsqueeze(1)
 
 
-class CLAP(nn.Module):
+class CLAP(Tower):
     """Both towers.
 
     Args:
@@ -145,7 +146,6 @@ class CLAP(nn.Module):
         self.frontend = ClapFrontend(settings)
         self.model = ClapModel(self.config)
         self.tokenizer, self.frozen = tokenizer, frozen
-        self.file = WeightFile("random", None, "")
         self.train(not frozen)
 
     @classmethod
@@ -162,11 +162,8 @@ class CLAP(nn.Module):
         file = locate(source)
         if file.path is None:
             return cls(frozen=frozen).requires_grad_(not frozen)
-        metadata = read_metadata(file.path)
-        if "kind" in metadata:  # written by save_world
-            if metadata["kind"] != "clap":
-                raise WeightError(f"{file.path} holds a {metadata['kind']}, not a CLAP.")
-            config, settings, tokenizer = (metadata[k] for k in ("config", "frontend", "tokenizer"))
+        if (own := own_metadata(file, "clap", "a CLAP")) is not None:
+            config, settings, tokenizer = (own[k] for k in ("config", "frontend", "tokenizer"))
         else:
             if missing := [name for name in BESIDE if not (file.path.parent / name).is_file()]:
                 raise WeightError(
@@ -187,20 +184,10 @@ class CLAP(nn.Module):
         """Write safetensors with configuration, front end and tokenizer inside; matrices in half precision."""
         assert self.tokenizer is not None
         own = {k: v for k, v in self.model.state_dict().items() if not k.endswith(DERIVED)}
-        state = {k: (v.half() if v.ndim > 1 else v).cpu().contiguous() for k, v in own.items()}
         config = self.config.to_diff_dict()
         keep = {k: config[k] for k in ("text_config", "audio_config", "projection_dim") if k in config}
-        head = {
-            "kind": "clap",
-            "config": json.dumps(keep),
-            "frontend": json.dumps(self.frontend.settings),
-            "tokenizer": self.tokenizer.serialise(),
-        }
-        save_file(state, path, metadata=head | metadata)
-
-    def train(self, mode: bool = True) -> CLAP:
-        """Train mode, unless the module is frozen."""
-        return super().train(mode and not self.frozen)
+        head = header("clap", keep, self.tokenizer) | {"frontend": json.dumps(self.frontend.settings)}
+        save_file(matrices_halved(own), path, metadata=head | metadata)
 
     @property
     def width(self) -> int:

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
 from avloc.backbones.tokens import Tokenizer, clip_tokenizer, world_tokenizer
-from avloc.weights import WeightError, WeightFile, load_into, locate, read_metadata, read_state
+from avloc.backbones.towers import Tower, header, own_metadata
+from avloc.weights import load_into, locate, read_state
 
 __all__ = ["CLIP_MEAN", "CLIP_STD", "RD64_REFINED", "CLIPSeg", "ImageFeatures", "normalise"]
 
@@ -74,7 +75,7 @@ def normalise(image: Tensor) -> Tensor:
     return (image.float() / 255 - mean) / std
 
 
-class CLIPSeg(nn.Module):
+class CLIPSeg(Tower):
     """A frozen CLIPSeg.
 
     Args:
@@ -89,7 +90,6 @@ class CLIPSeg(nn.Module):
         self.clip, self.decoder = model.clip, model.decoder
         self.tokenizer = tokenizer
         self.block: Callable[[Layer, Tensor], Tensor] = encoder_block
-        self.file = WeightFile("random", None, "")
         self.requires_grad_(False).eval()
 
     @classmethod
@@ -103,11 +103,8 @@ class CLIPSeg(nn.Module):
             return cls(RD64_REFINED, clip_tokenizer())
         file = locate(source)
         assert file.path is not None
-        metadata = read_metadata(file.path)
-        if "kind" in metadata:  # written by save_world
-            if metadata["kind"] != "clipseg":
-                raise WeightError(f"{file.path} holds a {metadata['kind']}, not a CLIPSeg.")
-            model = cls(json.loads(metadata["config"]), world_tokenizer(metadata["tokenizer"]))
+        if (own := own_metadata(file, "clipseg", "a CLIPSeg")) is not None:
+            model = cls(json.loads(own["config"]), world_tokenizer(own["tokenizer"]))
         else:
             beside = file.path.parent / "config.json"
             model = cls(json.loads(beside.read_text()) if beside.is_file() else RD64_REFINED, clip_tokenizer())
@@ -121,12 +118,7 @@ class CLIPSeg(nn.Module):
         config = self.config.to_diff_dict()
         keep = {k: config[k] for k in RD64_REFINED if k in config}
         state = {k: v.half().contiguous() for k, v in self.state_dict().items()}
-        head = {"kind": "clipseg", "config": json.dumps(keep), "tokenizer": self.tokenizer.serialise()}
-        save_file(state, path, metadata=head | metadata)
-
-    def train(self, mode: bool = True) -> CLIPSeg:
-        """Frozen towers stay in eval mode."""
-        return super().train(False)
+        save_file(state, path, metadata=header("clipseg", keep, self.tokenizer) | metadata)
 
     def compile_towers(self) -> None:
         """`torch.compile` the vision tower's layers in place; state-dict keys keep their names."""

@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from avloc.backbones.tokens import Tokenizer, clip_tokenizer, world_tokenizer
-from avloc.weights import WeightError, WeightFile, load_into, locate, read_metadata, read_state, zipped
+from avloc.backbones.towers import Tower, header, own_metadata
+from avloc.weights import WeightError, load_into, locate, read_state, zipped
 
 __all__ = ["IMAGENET_TEMPLATES", "RN50", "TINY", "VIT_B16", "OpenCLIP", "read_archive"]
 
@@ -62,8 +63,8 @@ IGNORED = ("attn_mask", "input_resolution", "context_length", "vocab_size")  # o
 REMEDY = "Get the file that `avloc weights` names."
 
 
-class OpenCLIP(nn.Module):
-    """A frozen CLIP.
+class OpenCLIP(Tower):
+    """A frozen CLIP; always in eval mode, since RN50 has batch norms.
 
     Args:
         config: arguments of `open_clip.model.CLIP`, e.g. `RN50`.
@@ -78,7 +79,6 @@ class OpenCLIP(nn.Module):
         self.clip = CLIP(config["embed_dim"], vision, text, quick_gelu=config.get("quick_gelu", False))
         for p in (self.clip.text_projection, self.clip.positional_embedding):
             nn.init.normal_(p, std=0.02)
-        self.file = WeightFile("random", None, "")
         self.requires_grad_(False).eval()
 
     @classmethod
@@ -96,11 +96,8 @@ class OpenCLIP(nn.Module):
             return cls(config, clip_tokenizer())
         file = locate(source)
         assert file.path is not None
-        metadata = read_metadata(file.path)
-        if "kind" in metadata:  # written by save_world
-            if metadata["kind"] != "openclip":
-                raise WeightError(f"{file.path} holds a {metadata['kind']}, not an open_clip CLIP. {REMEDY}")
-            model = cls(json.loads(metadata["config"]), world_tokenizer(metadata["tokenizer"]))
+        if (own := own_metadata(file, "openclip", "an open_clip CLIP")) is not None:
+            model = cls(json.loads(own["config"]), world_tokenizer(own["tokenizer"]))
             state = read_state(file.path)
         else:
             state = read_clip(file.path)
@@ -113,12 +110,8 @@ class OpenCLIP(nn.Module):
         """Write half-precision safetensors with configuration and tokenizer inside."""
         assert self.tokenizer is not None
         floats = {k: v.half() if v.is_floating_point() else v for k, v in self.clip.state_dict().items()}
-        head = {"kind": "openclip", "config": json.dumps(self.config), "tokenizer": self.tokenizer.serialise()}
+        head = header("openclip", self.config, self.tokenizer)
         save_file({k: v.contiguous() for k, v in floats.items()}, path, metadata=head | metadata)
-
-    def train(self, mode: bool = True) -> OpenCLIP:
-        """Frozen towers stay in eval mode: RN50 has batch norms."""
-        return super().train(False)
 
     @property
     def width(self) -> int:

@@ -29,7 +29,8 @@ from segment_anything.modeling.image_encoder import window_partition, window_unp
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
 
-from avloc.weights import WeightError, WeightFile, load_into, locate, read_metadata, read_state
+from avloc.backbones.towers import Tower, header, own_metadata
+from avloc.weights import WeightError, load_into, locate, read_state
 
 __all__ = ["PIXEL_MEAN", "PIXEL_STD", "SAM", "TINY", "VIT_B", "VIT_H", "VIT_L", "SAMConfig"]
 
@@ -111,7 +112,7 @@ Layer = Any  # a layer of the segment-anything package, whose parts carry no typ
 Tap = Callable[[int, Tensor], Tensor]
 
 
-class SAM(nn.Module):
+class SAM(Tower):
     """A frozen SAM. Keys of the state dict are the official ones.
 
     Args:
@@ -153,7 +154,6 @@ class SAM(nn.Module):
             iou_head_depth=c.iou_head_depth,
             iou_head_hidden_dim=c.iou_head_hidden_dim,
         )
-        self.file = WeightFile("random", None, "")
         self.requires_grad_(False).eval()
 
     @classmethod
@@ -167,11 +167,9 @@ class SAM(nn.Module):
             return cls(VIT_B)
         file = locate(source)
         assert file.path is not None
-        metadata, state = read_metadata(file.path), read_state(file.path)
-        if "kind" in metadata:  # written by save_world
-            if metadata["kind"] != "sam":
-                raise WeightError(f"{file.path} holds a {metadata['kind']}, not a SAM.")
-            stored = json.loads(metadata["config"])
+        state = read_state(file.path)
+        if (own := own_metadata(file, "sam", "a SAM")) is not None:
+            stored = json.loads(own["config"])
             config = SAMConfig(**stored | {"global_attn_indexes": tuple(stored["global_attn_indexes"])})
         else:
             config = official_size(state, file.path)
@@ -189,12 +187,7 @@ class SAM(nn.Module):
     def save_world(self, path: Path, **metadata: str) -> None:
         """Write half-precision safetensors with the configuration inside."""
         state = {k: v.half().contiguous() for k, v in self.state_dict().items()}
-        head = {"kind": "sam", "config": json.dumps(asdict(self.config))}
-        save_file(state, path, metadata=head | metadata)
-
-    def train(self, mode: bool = True) -> SAM:
-        """A frozen network stays in eval mode."""
-        return super().train(False)
+        save_file(state, path, metadata=header("sam", asdict(self.config)) | metadata)
 
     # ---- image encoder
 

@@ -1,16 +1,36 @@
-"""Text to token ids: CLIP's byte-pair vocabulary, and the embedded world's few words."""
+"""Text to token ids: CLIP's byte-pair vocabulary, and the embedded world's few words; sizes of what reads them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
-__all__ = ["END", "START", "Tokenizer", "clip_tokenizer", "train_world_tokenizer", "world_tokenizer"]
+__all__ = ["END", "START", "TextConfig", "Tokenizer", "clip_tokenizer", "train_world_tokenizer", "world_tokenizer"]
 
 START, END, UNKNOWN = "<start>", "<end>", "<unknown>"
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Sizes of a text tower of CLIP's kind; the defaults are CLIP RN50's.
+
+    Args:
+        context_length: rows of the position table.
+        vocab_size: ids of the tokenizer; the end of text has the largest.
+        width: of the transformer.
+        heads: its attention heads.
+        layers: its blocks.
+    """
+
+    context_length: int = 77
+    vocab_size: int = 49408
+    width: int = 512
+    heads: int = 8
+    layers: int = 12
 
 
 class Tokenizer(Protocol):

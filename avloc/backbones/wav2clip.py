@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock  # type: ignore[import-untyped]
 
-from avloc.weights import WeightError, WeightFile, load_into, locate, read_metadata, read_state
+from avloc.backbones.towers import Tower, header, matrices_halved, own_metadata
+from avloc.frontends.constants import Float32Window
+from avloc.weights import load_into, locate, read_state
 
 __all__ = ["LogSpectrogram", "Wav2CLIP", "Wav2CLIPConfig", "standardise"]
 
@@ -55,26 +56,17 @@ class Wav2CLIPConfig:
             raise ValueError(f"Wav2CLIP: mlp_units must be three widths, the first a multiple of 8: {self.mlp_units}.")
 
 
-class LogSpectrogram(nn.Module):
+class LogSpectrogram(Float32Window):
     """``ln(|STFT|^power + eps)``, centred frames with reflected ends, periodic Hann window; always float32.
 
     Args:
         config: its sizes.
     """
 
-    window: Tensor
-
     def __init__(self, config: Wav2CLIPConfig) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("window", torch.hann_window(config.n_fft, dtype=torch.float32))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LogSpectrogram:
-        window = self.window
-        super()._apply(fn, recurse)
-        if self.window.dtype != torch.float32:
-            self.window = window.to(self.window.device)
-        return self
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Of a batch, not standardised.
@@ -161,7 +153,7 @@ class Projection(nn.Module):
         return self.sequential(x)
 
 
-class Wav2CLIP(nn.Module):
+class Wav2CLIP(Tower):
     """Waveform to an embedding in CLIP's space (ViT-B/32 by its width; the release names none).
 
     Args:
@@ -184,7 +176,6 @@ class Wav2CLIP(nn.Module):
         self.frozen = frozen
         self.audio_encoder = Encoder(self.config)
         self.audio_transform = Projection(self.config.mlp_units)
-        self.file = WeightFile("random", None, "")
         self.train(not frozen)
 
     @classmethod
@@ -200,12 +191,9 @@ class Wav2CLIP(nn.Module):
             WeightError: the file is missing, damaged, or not a Wav2CLIP with its projection.
         """
         file = locate(source)
-        metadata = read_metadata(file.path) if file.path else {}
         config = Wav2CLIPConfig()
-        if "kind" in metadata:  # written by save_world
-            if metadata["kind"] != "wav2clip":
-                raise WeightError(f"{file.path} holds a {metadata['kind']}, not a Wav2CLIP.")
-            entries = json.loads(metadata["config"]).items()
+        if (own := own_metadata(file, "wav2clip", "a Wav2CLIP")) is not None:
+            entries = json.loads(own["config"]).items()
             sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entries}
             config = Wav2CLIPConfig(**sizes)
         model = cls(config, statistics, frozen)
@@ -218,13 +206,8 @@ class Wav2CLIP(nn.Module):
 
     def save_world(self, path: Path, **metadata: str) -> None:
         """Write safetensors with the configuration inside; matrices and kernels in half precision."""
-        state = {k: (v.half() if v.ndim > 1 else v).cpu().contiguous() for k, v in self.state_dict().items()}
-        head = {"kind": "wav2clip", "config": json.dumps(asdict(self.config))}
-        save_file(state, path, metadata=head | metadata)
-
-    def train(self, mode: bool = True) -> Wav2CLIP:
-        """Train mode, unless the module is frozen."""
-        return super().train(mode and not self.frozen)
+        head = header("wav2clip", asdict(self.config))
+        save_file(matrices_halved(self.state_dict()), path, metadata=head | metadata)
 
     @property
     def width(self) -> int:

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Constants"]
+__all__ = ["Constants", "Float32Window", "refuse_no_band"]
 
 
 class Constants(nn.Module, ABC):
@@ -33,3 +33,22 @@ class Constants(nn.Module, ABC):
             for name, constant in self.constants().items():
                 setattr(self, name, constant.to(self.window.device))
         return self
+
+
+class Float32Window(nn.Module):
+    """A front end whose ``window`` is part of official states, and stays float32 whatever the network is cast to."""
+
+    window: Tensor
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        window = self.window
+        super()._apply(fn, recurse)
+        if self.window.dtype != torch.float32:
+            self.window = window.to(self.window.device)
+        return self
+
+
+def refuse_no_band(name: str, low_hz: float, high_hz: float, sample_rate: int) -> None:
+    """Raises `ValueError` where a front end's band is empty or reaches beyond half the sample rate."""
+    if not 0 <= low_hz < high_hz <= sample_rate / 2:
+        raise ValueError(f"{name}: {low_hz} to {high_hz} Hz is no band below half of {sample_rate} Hz.")

@@ -11,6 +11,8 @@ from scipy.signal import get_window
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avloc.frontends.constants import Float32Window
+
 __all__ = ["FBSP", "FBSPSpectrogram", "frame"]
 
 EPS = 1e-8
@@ -120,7 +122,7 @@ def unit_gradient(x: Tensor) -> Tensor:
     return y
 
 
-class FBSPSpectrogram(nn.Module):
+class FBSPSpectrogram(Float32Window):
     """Waveform to three bands of decibels, which the audio tower reads like the three colours of a picture.
 
     The state is that of the checkpoints: ``window`` and ``fbsp.{m, fb, fc, bias}``. Always float32, under autocast
@@ -140,8 +142,6 @@ class FBSPSpectrogram(nn.Module):
     Raises:
         ValueError: the window is longer than a kernel.
     """
-
-    window: Tensor
 
     def __init__(
         self,
@@ -165,13 +165,6 @@ class FBSPSpectrogram(nn.Module):
         kernels = n_fft // 2 + 1 if onesided else n_fft
         self.fbsp = FBSP(n_fft, kernels, normalized)
         self.rows = kernels // 3
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FBSPSpectrogram:
-        window = self.window
-        super()._apply(fn, recurse)
-        if self.window.dtype != torch.float32:
-            self.window = window.to(self.window.device)
-        return self
 
     def frames(self, samples: int) -> int:
         """Number of frames of a clip of ``samples`` samples."""

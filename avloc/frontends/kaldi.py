@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from avloc.frontends.constants import Constants
+from avloc.frontends.constants import Constants, refuse_no_band
 
 __all__ = ["KaldiFbank", "mel_triangles"]
 
@@ -91,10 +91,7 @@ class KaldiFbank(Constants):
         self.fft_size = 2 ** math.ceil(math.log2(self.length))
         self.scale, self.mean, self.std = scale, mean, std
         self.low_hz, self.high_hz = low_hz, sample_rate / 2 if high_hz is None else high_hz
-        if not 0 <= self.low_hz < self.high_hz <= sample_rate / 2:
-            raise ValueError(
-                f"KaldiFbank: {self.low_hz} to {self.high_hz} Hz is no band below half of {sample_rate} Hz."
-            )
+        refuse_no_band("KaldiFbank", self.low_hz, self.high_hz, sample_rate)
         self.keep_constants()
 
     def constants(self) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from avloc.frontends.constants import Constants
+from avloc.frontends.constants import Constants, refuse_no_band
 from avloc.frontends.kaldi import mel_triangles
 
 __all__ = ["VGGishFrontEnd", "complete"]
@@ -62,8 +62,7 @@ class VGGishFrontEnd(Constants):
         precision: Precision = "float64",
     ) -> None:
         super().__init__()
-        if not 0 <= low_hz < high_hz <= sample_rate / 2:
-            raise ValueError(f"VGGishFrontEnd: {low_hz} to {high_hz} Hz is no band below half of {sample_rate} Hz.")
+        refuse_no_band("VGGishFrontEnd", low_hz, high_hz, sample_rate)
         self.sample_rate, self.mel_bins, self.low_hz, self.high_hz = sample_rate, mel_bins, low_hz, high_hz
         self.length, self.hop = round(sample_rate * window_s), round(sample_rate * hop_s)
         self.fft_size = 2 ** math.ceil(math.log2(self.length))

@@ -17,14 +17,14 @@ from torch.nn import functional as F
 from avloc.backbones import imagebind
 from avloc.backbones.imagebind import (
     AudioConfig,
-    Block,
-    HannFbank,
     ImageBind,
     ImageBindConfig,
     TextConfig,
     VisionConfig,
     pieces,
 )
+from avloc.backbones.imagebind.layers import Block
+from avloc.backbones.imagebind.model import HannFbank
 from avloc.backbones.openclip import OpenCLIP
 from avloc.backbones.tokens import clip_tokenizer, train_world_tokenizer
 from avloc.weights import WeightError
@@ -304,7 +304,7 @@ def test_world_file_loads_as_it_was_saved(model: ImageBind, tmp_path: Path) -> N
 def test_official_file_loads_without_its_other_senses(
     model: ImageBind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(imagebind, "ImageBindConfig", lambda: TINY)
+    monkeypatch.setattr(imagebind.model, "ImageBindConfig", lambda: TINY)
     state = model.state_dict()
     others = {
         "modality_preprocessors.imu.pos_embed": torch.zeros(2),

@@ -8,7 +8,8 @@ patches is an option of `ImageTower.tokens`.
 from avloc.backbones.audioclip.audio import AudioConfig, AudioTower
 from avloc.backbones.audioclip.image import ImageConfig, ImageTower, Positions
 from avloc.backbones.audioclip.model import INT16, WORLD, AudioCLIP, AudioCLIPConfig
-from avloc.backbones.audioclip.text import TextConfig, TextTower
+from avloc.backbones.audioclip.text import TextTower
+from avloc.backbones.tokens import TextConfig
 
 __all__ = [
     "INT16",

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from avloc.backbones.audioclip.audio import AudioConfig, AudioTower
 from avloc.backbones.audioclip.image import ImageConfig, ImageTower, Positions
-from avloc.backbones.audioclip.text import TextConfig, TextTower
-from avloc.backbones.tokens import Tokenizer, clip_tokenizer, world_tokenizer
-from avloc.weights import WeightError, WeightFile, load_into, locate, read_metadata, read_state
+from avloc.backbones.audioclip.text import TextTower
+from avloc.backbones.tokens import TextConfig, Tokenizer, clip_tokenizer, world_tokenizer
+from avloc.backbones.towers import Tower, header, matrices_halved, own_metadata
+from avloc.weights import load_into, locate, read_state
 
 __all__ = ["INT16", "WORLD", "AudioCLIP", "AudioCLIPConfig"]
 
@@ -63,7 +64,7 @@ WORLD = AudioCLIPConfig(
 )
 
 
-class AudioCLIP(TextTower):
+class AudioCLIP(Tower, TextTower):
     """The three towers under the official key names; the text tower's have no prefix, so it is the base class.
 
     Args:
@@ -89,7 +90,6 @@ class AudioCLIP(TextTower):
         self.logit_scale_at = nn.Parameter(torch.tensor(math.log(100)))
         self.tokenizer = tokenizer
         self.frozen = frozen
-        self.file = WeightFile("random", None, "")
         self.train(not frozen)
 
     @classmethod
@@ -104,12 +104,9 @@ class AudioCLIP(TextTower):
             WeightError: the file is missing, damaged, or not an AudioCLIP with all three towers.
         """
         file = locate(source)
-        metadata = read_metadata(file.path) if file.path else {}
-        if "kind" in metadata:  # written by save_world
-            if metadata["kind"] != "audioclip":
-                raise WeightError(f"{file.path} holds a {metadata['kind']}, not an AudioCLIP.")
-            config = AudioCLIPConfig.from_dict(json.loads(metadata["config"]))
-            model = cls(config, world_tokenizer(metadata["tokenizer"]), frozen)
+        if (own := own_metadata(file, "audioclip", "an AudioCLIP")) is not None:
+            config = AudioCLIPConfig.from_dict(json.loads(own["config"]))
+            model = cls(config, world_tokenizer(own["tokenizer"]), frozen)
         else:
             model = cls(AudioCLIPConfig(), clip_tokenizer(), frozen)
         if file.path:
@@ -118,19 +115,10 @@ class AudioCLIP(TextTower):
         return model.requires_grad_(not frozen)
 
     def save_world(self, path: Path, **metadata: str) -> None:
-        """Write safetensors with configuration and tokenizer inside; matrices and kernels in half precision.
-
-        Vectors stay as they are: they are few, and half precision has no bin 128.37 of the spectrogram.
-        """
+        """Write safetensors with configuration and tokenizer inside; see `matrices_halved`."""
         assert self.tokenizer is not None
-        state = {k: (v.half() if v.ndim > 1 else v).cpu().contiguous() for k, v in self.state_dict().items()}
-        config = json.dumps(asdict(self.config))
-        head = {"kind": "audioclip", "config": config, "tokenizer": self.tokenizer.serialise()}
-        save_file(state, path, metadata=head | metadata)
-
-    def train(self, mode: bool = True) -> AudioCLIP:
-        """Train mode, unless the module is frozen."""
-        return super().train(mode and not self.frozen)
+        head = header("audioclip", asdict(self.config), self.tokenizer)
+        save_file(matrices_halved(self.state_dict()), path, metadata=head | metadata)
 
     @property
     def width(self) -> int:

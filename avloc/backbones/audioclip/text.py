@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 from torch import Tensor, nn
 
-__all__ = ["TextConfig", "TextTower"]
+from avloc.backbones.tokens import TextConfig
 
-
-@dataclass(frozen=True)
-class TextConfig:
-    """Sizes of the text tower; the defaults are CLIP RN50's.
-
-    Args:
-        context_length: rows of the position table.
-        vocab_size: ids of the tokenizer; the end of text has the largest.
-        width: of the transformer.
-        heads: its attention heads.
-        layers: its blocks.
-    """
-
-    context_length: int = 77
-    vocab_size: int = 49408
-    width: int = 512
-    heads: int = 8
-    layers: int = 12
+__all__ = ["TextTower"]
 
 
 class TextTower(nn.Module):

@@ -7,6 +7,7 @@ Every vector is of unit length, so a product is a cosine.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -123,6 +124,48 @@ class Space(nn.Module):
         raise ValueError(f"{type(self).__name__} cannot look. Use a space with an image tower.")
 
 
+class ThreeTowers(Protocol):
+    """A model that hears, reads and looks (`AudioCLIP`, `ImageBind`)."""
+
+    file: WeightFile
+
+    @property
+    def width(self) -> int: ...
+
+    def encode_audio(self, waveform: Tensor) -> Tensor: ...
+
+    def tokenize(self, texts: list[str]) -> Tensor: ...
+
+    def encode_text(self, ids: Tensor) -> Tensor: ...
+
+    def encode_image(self, pixels: Tensor) -> Tensor: ...
+
+
+class ThreeTowerSpace(Space):
+    """A space whose three towers are one model.
+
+    Args:
+        name: of the model among the weight files.
+        towers: the model.
+        sample_rate, seconds, image_size: as of `Space`.
+    """
+
+    def __init__(self, name: str, towers: ThreeTowers, sample_rate: int, seconds: float, image_size: int) -> None:
+        super().__init__(sample_rate, seconds, image_size, towers.width, {name: towers.file})
+        self.towers = towers
+        self.frozen()
+
+    def sound_embedding(self, audio: Tensor) -> Tensor:
+        return self.towers.encode_audio(audio)
+
+    def text_embedding(self, texts: list[str]) -> Tensor:
+        ids = self.towers.tokenize(texts)
+        return self.towers.encode_text(ids.to(next(self.parameters()).device))
+
+    def picture_embedding(self, pixels: Tensor) -> Tensor:
+        return self.towers.encode_image(pixels)
+
+
 class Wav2CLIPSpace(Space):
     """Wav2CLIP's ears beside the CLIP into whose space they hear.
 
@@ -164,7 +207,7 @@ class Wav2CLIPSpace(Space):
         return self.clip.encode_image(pixels)
 
 
-class AudioCLIPSpace(Space):
+class AudioCLIPSpace(ThreeTowerSpace):
     """AudioCLIP's three towers.
 
     Args:
@@ -178,19 +221,7 @@ class AudioCLIPSpace(Space):
     def __init__(self, weights: str = "audioclip_full", seconds: float = 5.0) -> None:
         towers = AudioCLIP.from_source(weights)
         c = towers.config
-        super().__init__(c.audio.sample_rate, seconds, c.image.size, towers.width, {"audioclip": towers.file})
-        self.towers = towers
-        self.frozen()
-
-    def sound_embedding(self, audio: Tensor) -> Tensor:
-        return self.towers.encode_audio(audio)
-
-    def text_embedding(self, texts: list[str]) -> Tensor:
-        ids = self.towers.tokenize(texts)
-        return self.towers.encode_text(ids.to(self.towers.logit_scale.device))
-
-    def picture_embedding(self, pixels: Tensor) -> Tensor:
-        return self.towers.encode_image(pixels)
+        super().__init__("audioclip", towers, c.audio.sample_rate, seconds, c.image.size)
 
 
 class ClapSpace(Space):
@@ -222,7 +253,7 @@ class ClapSpace(Space):
         return self.towers.encode_text(texts)
 
 
-class ImageBindSpace(Space):
+class ImageBindSpace(ThreeTowerSpace):
     """ImageBind's vision, audio and text towers.
 
     Args:
@@ -236,15 +267,4 @@ class ImageBindSpace(Space):
     def __init__(self, weights: str = "imagebind", seconds: float = 10.0) -> None:
         towers = ImageBind.from_source(weights)
         c = towers.config
-        super().__init__(c.audio.sample_rate, seconds, c.vision.size, towers.width, {"imagebind": towers.file})
-        self.towers = towers
-        self.frozen()
-
-    def sound_embedding(self, audio: Tensor) -> Tensor:
-        return self.towers.encode_audio(audio)
-
-    def text_embedding(self, texts: list[str]) -> Tensor:
-        return self.towers.encode_text(self.towers.tokenize(texts))
-
-    def picture_embedding(self, pixels: Tensor) -> Tensor:
-        return self.towers.encode_image(pixels)
+        super().__init__("imagebind", towers, c.audio.sample_rate, seconds, c.vision.size)
