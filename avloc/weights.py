@@ -18,10 +18,12 @@ from __future__ import annotations
 import codecs
 import hashlib
 import os
+import zlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,8 +36,10 @@ __all__ = [
     "KnownWeight",
     "WeightError",
     "WeightFile",
+    "given_by",
     "load_into",
     "locate",
+    "names_of",
     "present",
     "read_metadata",
     "read_state",
@@ -425,7 +429,7 @@ def load_into(module: nn.Module, state: dict[str, Tensor], what: str, ignore: tu
         if own[k].shape != state[k].shape
     ]
     parts = [
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        f"{len(names)} {kind} ({names_of(names)})"
         for kind, names in (("missing", missing), ("unknown", extra), ("of another shape", shapes))
         if names
     ]
@@ -434,6 +438,46 @@ def load_into(module: nn.Module, state: dict[str, Tensor], what: str, ignore: tu
             f"{what} does not fit {type(module).__name__}: {'; '.join(parts)}. It is a file of another model or size."
         )
     module.load_state_dict(state)
+    module.of_file = OfFile(what, {k: fingerprint(v) for k, v in module.state_dict().items()})  # type: ignore[assignment]
+
+
+class OfFile(NamedTuple):
+    """What `load_into` notes on a module: the file, and the fingerprint of each tensor that it gave."""
+
+    file: str
+    prints: dict[str, int]
+
+
+def fingerprint(x: Tensor) -> int:
+    """A checksum of a tensor's values, whatever its device and order in memory."""
+    values = x.detach().cpu().contiguous().reshape(-1)
+    return zlib.crc32(memoryview(values.view(torch.uint8).numpy())) if values.numel() else 0
+
+
+def given_by(module: nn.Module, state: Mapping[str, Tensor], files: Collection[Path]) -> set[str]:
+    """Keys of tensors that still are what one of ``files`` gave, of which no gradient is wanted.
+
+    Args:
+        module: whose parts `load_into` loaded.
+        state: its state dict.
+        files: whose tensors can be had again.
+    """
+    wanted = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    names, given = {str(file) for file in files}, set()
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        note = part.__dict__.get("of_file")
+        if note is None or note.file not in names:
+            continue
+        for key, was in note.prints.items():
+            name = f"{prefix}.{key}" if prefix else key
+            if name in state and name not in wanted and fingerprint(state[name]) == was:
+                given.add(name)
+    return given
+
+
+def names_of(names: Sequence[str]) -> str:
+    """The first three of them, and that there are more."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def is_source(text: str) -> bool:

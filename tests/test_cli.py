@@ -195,7 +195,7 @@ def test_train_only_tests_a_method_without_training(tmp_path: Path, monkeypatch:
     assert [words[0] for words in ran[2:]] == ["test", "fit"]
     state = tmp_path / "runs" / "mine" / "version_0" / "checkpoints" / "resume.ckpt"
     state.parent.mkdir(parents=True)
-    torch.save({"avloc": {}}, state)
+    torch.save({"avloc": {}, "optimizer_states": [{}]}, state)
     for renamed in (["--experiment", "mine"], ["--experiment=theirs", "--experiment=mine"]):  # the last one counts
         main(["train", "quickstart", "--resume", *renamed])
         assert ran[-1][3:5] == ["--test_after_fit=true", "--ckpt_path"]
@@ -216,7 +216,7 @@ def test_train_with_several_seeds_goes_on_where_it_stopped(
         folder = tmp_path / "runs" / Path(command[5]).stem / f"version_{len(ran)}"
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "run.json").write_text(json.dumps({"seed": seed}))
-        torch.save({"avloc": {}}, folder / "checkpoints" / "resume.ckpt")
+        torch.save({"avloc": {}, "optimizer_states": [{}]}, folder / "checkpoints" / "resume.ckpt")
         if seed == 1 and len(ran) == 2:
             return 1
         (folder / "results.json").touch()

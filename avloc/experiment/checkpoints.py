@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from avloc.errors import UsageError
 from avloc.files import complete
-from avloc.methods.base import CheckpointError
-from avloc.methods.load import read_checkpoint
+from avloc.methods.checkpoint import CheckpointError, read_checkpoint
 
 __all__ = [
     "AtomicCheckpoints",
@@ -24,6 +27,8 @@ __all__ = [
     "Journal",
     "OwnFolder",
     "ResumePoint",
+    "alone",
+    "leads",
     "newest_readable",
     "own_folder",
 ]
@@ -55,6 +60,16 @@ class AtomicCheckpoints(TorchCheckpointIO):
                 "go on with --resume."
             ) from e
 
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read one of avloc's, whatever asks for it; nothing is unpickled.
+
+        Raises:
+            CheckpointError: see `read_checkpoint`.
+        """
+        if "://" in str(path):
+            return super().load_checkpoint(path, map_location, weights_only=True)
+        return read_checkpoint(Path(path), mmap=False)
+
 
 class ResumePoint(ModelCheckpoint):
     """The newest state of a run, to go on from; a class of its own, so that its state is told from the best model's.
@@ -68,8 +83,7 @@ class ResumePoint(ModelCheckpoint):
             super().on_exception(trainer, pl_module, exception)
             return
         saved = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch  # at the epoch's end, just now
-        if trainer.state.fn == "fit" and not (trainer.validating or trainer.sanity_checking or saved):
-            assert self.dirpath
+        if trainer.state.fn == "fit" and not (trainer.validating or trainer.sanity_checking or saved) and self.dirpath:
             trainer.save_checkpoint(Path(self.dirpath) / "resume.ckpt")
         print("stopped by a signal; --resume goes on", flush=True)
 
@@ -101,17 +115,33 @@ class BestModel(ModelCheckpoint):
 
 
 class OwnFolder(CSVLogger):
-    """The CSV of a run, which goes on where a checkpoint of the run was written.
+    """The CSV of a run in a folder of its own; or one that goes on where a checkpoint of the run was written.
 
     Args:
-        save_dir, name, version: as `CSVLogger`.
+        save_dir, name: the folder is ``save_dir/name/version_N``.
+        version: N of a run that goes on; None for the next free one, which is made at once, so that two runs that start
+            together have two.
         rows: of ``metrics.csv`` that were there when the checkpoint was written.
         step: optimiser steps that it had seen. What was logged of later ones is logged again.
+
+    Raises:
+        UsageError: the folder cannot be made.
     """
 
-    def __init__(self, save_dir: Path | str, name: str, version: int | None, rows: int = 0, step: int = 0) -> None:
+    def __init__(
+        self, save_dir: Path | str, name: str, version: int | None = None, rows: int = 0, step: int = 0
+    ) -> None:
         super().__init__(save_dir, name=name, version=version)
         self.rows, self.step = rows, step
+
+    @property
+    def version(self) -> int | str:
+        if self._version is None:
+            version = self._get_next_version()
+            while leads() and not claimed(Path(self.root_dir) / f"version_{version}"):
+                version += 1
+            self._version = version
+        return self._version
 
     @property
     def experiment(self) -> Any:
@@ -161,11 +191,54 @@ class Journal(Callback):
         return {"rows": rows, "wandb_id": wandb_id}
 
 
+def leads() -> bool:
+    """Whether this is process zero, before and after the processes know each other."""
+    return not getattr(rank_zero_only, "rank", 0)
+
+
+def claimed(folder: Path) -> bool:
+    """Make a run's folder; False where another run has it.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        if folder.is_dir():
+            return False
+        raise UsageError(f"{folder} cannot be made: a file of that name is there.") from None
+    except OSError as e:
+        raise UsageError(f"{folder} cannot be made ({e}). Choose where: --trainer.default_root_dir=FOLDER.") from e
+    return True
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only process that writes a run.
+
+    Raises:
+        UsageError: another one does.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(f"{folder} is being written by another process. Wait for it, or end it.") from None
+    except (OSError, NotImplementedError):  # a file system without locks, or one that tells its lack of room later
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def newest_readable(checkpoints: Sequence[Path]) -> Path | None:
-    """The newest of them that can be read; those that cannot are named and skipped."""
+    """The newest of them that training can go on from; the others are named and skipped."""
     for path in sorted(checkpoints, key=lambda p: p.stat().st_mtime, reverse=True):
         try:
-            read_checkpoint(path)
+            read_checkpoint(path, resumable=True)
         except CheckpointError as e:
             print(f"skipped: {e}", flush=True)
         else:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+from uuid import uuid4
 
 import typer
 import yaml
@@ -31,6 +35,9 @@ __all__ = [
     "validate",
     "weights",
 ]
+
+STARTED_BY = "AVLOC_STARTED_BY"
+"""Which `avloc train` started a run: two that train one experiment at once tell theirs by it."""
 
 PASSES_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Settings of a command whose options are LightningCLI's."""
@@ -153,24 +160,27 @@ def train(
         files.get([source for config in configs for source in files.sources_of(config)])
     runs = []
     for config, seed in [(c, s) for c in configs for s in (wanted if trains(c, options) else [None])]:
-        runs_folder = Path(RUNS) / (option(options, "--experiment") or config.stem)
+        runs_folder = Path(option(options, "--trainer.default_root_dir") or RUNS) / (
+            option(options, "--experiment") or config.stem
+        )
         more = [] if seed is None else [f"--seed_everything={seed}"]
-        if resume and (seeds is None or seed is not None):
-            state = newest_state(runs_folder) if seed is None else state_of(runs_folder, seed)
+        command = ["fit", "-c", str(config), "--test_after_fit=true", *more, *options]
+        if not trains(config, options):
+            command = ["test", "-c", str(config), *more, *options]
+        elif resume:
+            state = newest_state(runs_folder) if seed is None else state_of(runs_folder, seed, command)
             if state and state.name == "results.json":
                 print(f"seed {seed} of {runs_folder.name}: {state.parent} is there", flush=True)
                 runs.append(state.parent)
                 continue
-            more += ["--ckpt_path", str(state)] if state else []
-        command = ["fit", "-c", str(config), "--test_after_fit=true", *more, *options]
-        if not trains(config, options):
-            command = ["test", "-c", str(config), *more, *options]
+            command[4 + len(more) : 4 + len(more)] = ["--ckpt_path", str(state)] if state else []
         print(f"avloc {' '.join(command)}", flush=True)
         earlier = {r: r.stat().st_mtime_ns for r in runs_folder.glob("version_*/results.json")}
+        os.environ[STARTED_BY] = me = uuid4().hex
         if code := run_to_its_end([sys.executable, "-m", "avloc.cli", *command]):
             sys.exit(code)
-        found = runs_folder.glob("version_*/results.json")
-        made = newest([r for r in found if r.stat().st_mtime_ns != earlier.get(r)])  # no older run's
+        written = [r for r in runs_folder.glob("version_*/results.json") if r.stat().st_mtime_ns != earlier.get(r)]
+        made = newest([r for r in written if told_of(r.parent).get("started_by", me) == me])  # no other command's
         runs += [made.parent] if made else []
     if runs:
         from avloc.report.command import report
@@ -225,13 +235,83 @@ def seeds_in(text: str) -> list[int]:
     return seeds
 
 
-def state_of(folder: Path, seed: int) -> Path | None:
-    """What the newest run with a seed left: its results where it was tested, else its newest checkpoint if any."""
-    for about in sorted(folder.glob("version_*/run.json"), key=lambda p: p.stat().st_mtime, reverse=True):
-        if json.loads(about.read_text()).get("seed") == seed:
-            results = about.with_name("results.json")
-            return results if results.is_file() else readable(list(about.parent.glob("checkpoints/*.ckpt")))
+def state_of(folder: Path, seed: int, command: list[str]) -> Path | None:
+    """What the newest run with a seed and the wanted options left: its results where it was tested, else its newest
+    checkpoint if any. Runs with other options are named and not counted.
+
+    Args:
+        folder: of the experiment's runs.
+        command: that makes such a run.
+    """
+    wanted: dict[str, Any] = {}
+    for run in newest_first(folder.glob("version_*/run.json")):
+        told = told_of(run, say=True)
+        if told.get("seed") != seed:
+            continue
+        results = run / "results.json"
+        if told.get("config"):
+            if not wanted:
+                from avloc.experiment.run import told_by
+
+                wanted = told_by(command)
+            if other := differences(told["config"], wanted, whole=results.is_file()):
+                print(f"seed {seed} of {folder.name}: {run} is not counted, it was made with {other}", flush=True)
+                continue
+        state = results if results.is_file() else readable(list(run.glob("checkpoints/*.ckpt")))
+        if state is not None:
+            return state
     return None
+
+
+def told_of(run: Path, say: bool = False) -> dict[str, Any]:
+    """A run's ``run.json``; empty where it has none, or a damaged one, which is named on request."""
+    try:
+        content = json.loads((run / "run.json").read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as e:
+        content = e
+    if isinstance(content, dict):
+        return content
+    if say:
+        print(f"skipped: {run / 'run.json'} is damaged, so nobody knows what made that run", flush=True)
+    return {}
+
+
+OF_NO_MATTER = re.compile(
+    r"(config|ckpt_path|weights_only|verbose|return_predictions|seed_everything|experiment|reproduces|test_after_fit"
+    r"|(panels|throughput|resume)\..*|evaluator\.out|checkpoint\.(dirpath|verbose)|data\.(root|num_workers)"
+    r"|trainer\.(logger|default_root_dir|enable_.*|log_every_n_steps|num_sanity_val_steps|profiler|accelerator|devices"
+    r"|num_nodes|strategy|plugins|barebones)(\..*)?)"
+)
+"""Settings that do not change what a run of a seed is: names, places, what is shown, and the machine."""
+LENGTH = re.compile(r"trainer\.(max|min)_(epochs|steps|time)")
+"""Settings that a run which was interrupted may go on with."""
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any], whole: bool = True) -> str:
+    """The settings that differ between two runs, in words; "" where none that matters does.
+
+    Args:
+        was, now: as in ``run.json``.
+        whole: whether the earlier one had come to its end: then its length matters, too.
+    """
+    old, new = flat(was), flat(now)
+    named = [
+        f"{key} {old.get(key)}, and not {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not OF_NO_MATTER.fullmatch(key) and (whole or not LENGTH.fullmatch(key))
+    ]
+    return "; ".join(named[:5]) + (f"; {len(named) - 5} more" if len(named) > 5 else "")
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names."""
+    out: dict[str, Any] = {}
+    for key, value in settings.items():
+        nested = isinstance(value, Mapping) and value
+        out |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return out
 
 
 def trains(config: Path, options: list[str]) -> bool:
@@ -248,15 +328,24 @@ def option(options: list[str], name: str) -> str | None:
 
 
 def newest_state(folder: Path) -> Path:
-    """The newest checkpoint of an experiment that can be read.
+    """The newest checkpoint that can be read of an experiment's newest run; where it has none, of the one before, and
+    what was skipped is said.
 
     Raises:
         UsageError: the experiment has none.
     """
-    found = readable(list(folder.glob("version_*/checkpoints/*.ckpt")))
-    if found is None:
-        raise UsageError(f"Nothing to resume: there is no checkpoint under {folder}. Leave out --resume.")
-    return found
+    runs = newest_first(folder.glob("version_*/checkpoints/*.ckpt"))
+    for checkpoints in dict.fromkeys(runs):
+        found = readable(list(checkpoints.glob("*.ckpt")))
+        if found is not None:
+            return found
+    why = "no checkpoint can be read" if runs else "there is no checkpoint"
+    raise UsageError(f"Nothing to resume: {why} under {folder}. Leave out --resume.")
+
+
+def newest_first(files: Iterable[Path]) -> list[Path]:
+    """The folders of files, that of the last written one first."""
+    return [path.parent for path in sorted(files, key=lambda p: p.stat().st_mtime, reverse=True)]
 
 
 def readable(checkpoints: list[Path]) -> Path | None:

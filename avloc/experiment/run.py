@@ -14,18 +14,28 @@ import torch
 import yaml
 from lightning import Callback, Trainer
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from avloc import RUNS
 from avloc.data.module import AVDataModule
 from avloc.errors import UsageError
 from avloc.evaluation.evaluator import Evaluator
-from avloc.experiment.checkpoints import AtomicCheckpoints, BestModel, Journal, OwnFolder, ResumePoint, own_folder
+from avloc.experiment.checkpoints import (
+    AtomicCheckpoints,
+    BestModel,
+    Journal,
+    OwnFolder,
+    ResumePoint,
+    alone,
+    leads,
+    own_folder,
+)
 from avloc.methods.base import Localizer
-from avloc.methods.load import read_checkpoint
+from avloc.methods.checkpoint import read_checkpoint
+from avloc.methods.load import load_method
 from avloc.report.pictures import Panels
 from avloc.report.predictions import Predictions
 from avloc.report.provenance import Provenance
@@ -36,6 +46,17 @@ __all__ = ["ExperimentCLI", "instantiate", "instantiate_method", "model_settings
 
 TERMINATED = 143
 """Exit code of a run that a signal ended: 128 and SIGTERM's number, as shells say."""
+
+NOT_BAREBONES = (
+    "enable_checkpointing",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "log_every_n_steps",
+    "logger",
+    "num_sanity_val_steps",
+    "profiler",
+)
+"""What a YAML may say of a run, and Lightning refuses in its barebones mode, which does without."""
 
 # Warnings about what is meant to be so: arguments are rewritten before parsing, frozen towers stay in eval mode.
 EXPECTED = (
@@ -54,6 +75,9 @@ class ExperimentCLI(LightningCLI):
     ``evaluator``, ``checkpoint`` (the best model), ``resume`` (the newest state), ``panels``.
     """
 
+    held: contextlib.ExitStack
+    """What the run holds until it ends: its folder."""
+
     @classmethod
     def run(cls, args: list[str]) -> ExperimentCLI:
         torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it
@@ -61,17 +85,18 @@ class ExperimentCLI(LightningCLI):
             warnings.filterwarnings("ignore", message)
         strict = {"allow_abbrev": False}
         try:
-            return cls(
-                Localizer,
-                AVDataModule,
-                subclass_mode_model=True,
-                args=args,
-                seed_everything_default=0,
-                auto_configure_optimizers=False,
-                parser_kwargs={**strict, **{c: strict for c in ("fit", "validate", "test", "predict")}},
-                save_config_kwargs={"overwrite": True},
-                trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
-            )
+            with contextlib.ExitStack() as cls.held:
+                return cls(
+                    Localizer,
+                    AVDataModule,
+                    subclass_mode_model=True,
+                    args=args,
+                    seed_everything_default=0,
+                    auto_configure_optimizers=False,
+                    parser_kwargs={**strict, **{c: strict for c in ("fit", "validate", "test", "predict")}},
+                    save_config_kwargs={"overwrite": True},
+                    trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
+                )
         except SIGTERMException as e:  # which would end as if all had gone well
             raise SystemExit(TERMINATED) from e
 
@@ -123,6 +148,14 @@ class ExperimentCLI(LightningCLI):
         if not self.settings.experiment:
             files = self.settings.get("config") or ["run"]
             self.settings.experiment = Path(str(files[0])).stem
+        if self.settings.trainer.barebones:
+            for key in NOT_BAREBONES:
+                self.settings.trainer[key] = None
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        told = yaml.safe_load(self._parser(self.subcommand).dump(self.settings, skip_none=False))
+        self.model.configured = told["model"].get("init_args") or {}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.settings
@@ -130,32 +163,65 @@ class ExperimentCLI(LightningCLI):
         callbacks: list[Callback] = [*own, Provenance(settings.experiment, self._get(self.config_init, "reproduces"))]
         if self.subcommand == "predict":
             callbacks.append(Predictions())
-        if sys.stdout.isatty() and settings.trainer.enable_progress_bar is not False:
+        if sys.stdout.isatty() and not settings.trainer.barebones and settings.trainer.enable_progress_bar is not False:
             callbacks.append(RichProgressBar())
-        if settings.trainer.logger in (None, True) and not settings.trainer.fast_dev_run:
-            kwargs["logger"] = self.loggers(Path(settings.trainer.default_root_dir or RUNS))
+        kwargs |= self.places()
         kwargs["callbacks"] = [*callbacks, Journal()]
         plugins = self.own_plugins()
         ours = [] if any(isinstance(plugin, CheckpointIO) for plugin in plugins) else [AtomicCheckpoints()]
         kwargs["plugins"] = [*plugins, *ours]
         return super().instantiate_trainer(**kwargs)
 
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        if config.get("barebones") or config.get("enable_checkpointing") is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except (MisconfigurationException, ValueError) as e:
+            raise UsageError(f"The trainer cannot be built so: {e}") from e
+
+    def places(self) -> dict[str, Any]:
+        """The trainer's arguments that say where a run's files go: into a folder of its own, never the working one."""
+        settings = self.settings.trainer
+        runs = Path(settings.default_root_dir or RUNS)
+        if settings.fast_dev_run:  # leaves no logs; what it tries out it overwrites
+            return {"default_root_dir": runs / self.settings.experiment / "fast_dev_run"}
+        log, wandb_id = self.log(runs)
+        if leads():
+            self.held.enter_context(alone(Path(log.log_dir)))
+        if settings.barebones or settings.logger is False:
+            return {"default_root_dir": log.log_dir}
+        if settings.logger in (None, True):
+            return {"logger": default_loggers(runs, self.settings.experiment, log, wandb_id)}
+        given = self._get(self.config_init, "trainer")["logger"]
+        given = given if isinstance(given, list) else [given]
+        with_folder = given and isinstance(given[0], CSVLogger | TensorBoardLogger)
+        return {"logger": given if with_folder else [log, *given]}
+
     def own_plugins(self) -> list[Any]:
         own = self._get(self.config_init, "trainer").get("plugins") or []
         return own if isinstance(own, list) else [own]
 
-    def loggers(self, runs: Path) -> list[Logger]:
-        """The run's own, or those of the run that goes on: a checkpoint in its folder is gone on from there."""
-        checkpoint = self.settings.get("ckpt_path") if self.subcommand == "fit" else None
+    def log(self, runs: Path) -> tuple[OwnFolder, str | None]:
+        """The CSV in the run's folder, and W&B's id of the run: new ones, or those of the run that goes on where its
+        checkpoint lies.
+
+        Raises:
+            CheckpointError: training cannot go on from it.
+        """
+        checkpoint, name = (
+            self.settings.get("ckpt_path") if self.subcommand == "fit" else None,
+            self.settings.experiment,
+        )
         if not checkpoint or checkpoint in ("last", "best", "hpc"):
-            return default_loggers(runs, self.settings.experiment)
-        content = read_checkpoint(Path(checkpoint))
-        version = own_folder(Path(checkpoint), runs, self.settings.experiment)
+            return OwnFolder(runs, name), None
+        content = read_checkpoint(Path(checkpoint), resumable=True)
+        version = own_folder(Path(checkpoint), runs, name)
         if version is None:
-            return default_loggers(runs, self.settings.experiment)
+            return OwnFolder(runs, name), None
         state = content.get("callbacks", {}).get("Journal", {})
-        log = OwnFolder(runs, self.settings.experiment, version, state.get("rows", 0), content.get("global_step", 0))
-        return default_loggers(runs, self.settings.experiment, log, state.get("wandb_id"))
+        log = OwnFolder(runs, name, version, state.get("rows", 0), content.get("global_step", 0))
+        return log, state.get("wandb_id")
 
     def before_fit(self) -> None:
         if not self.model.trainable():
@@ -168,7 +234,29 @@ class ExperimentCLI(LightningCLI):
     def after_fit(self) -> None:
         if self.settings.test_after_fit and not self.trainer.interrupted:
             best = next((c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, BestModel)), "")
-            self.trainer.test(self.model, self.datamodule, ckpt_path=best or None, weights_only=True)
+            model = self.model
+            if best and model.learned_keys() - read_checkpoint(Path(best))["state_dict"].keys():
+                model = load_method(Path(best), "cpu")  # of before layers were trained that had been as their file
+            self.trainer.test(model, self.datamodule, ckpt_path=best or None, weights_only=True)
+
+
+class Told(ExperimentCLI):
+    """A command line that is read, and nothing more: no seed is set, nothing is built or run."""
+
+    def _set_seed(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def told_by(args: list[str]) -> dict[str, Any]:
+    """All settings of a command line of `avloc fit` or `test`, as a run's ``run.json`` holds them."""
+    told = Told.run(args)
+    return yaml.safe_load(told._parser(told.subcommand).dump(told.settings, skip_none=False))
 
 
 def model_settings(config: Path) -> dict[str, Any]:

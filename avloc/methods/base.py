@@ -12,19 +12,20 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.serialization import get_safe_globals
 
+from avloc.methods.checkpoint import IDENTITY, CheckpointError, read_checkpoint, tensors_of
 from avloc.types import AVBatch, InputSpec, Localization
-from avloc.weights import WeightFile
+from avloc.weights import WeightFile, given_by, names_of
 
-__all__ = ["CheckpointError", "Localizer", "global_seed"]
+__all__ = ["IDENTITY", "CheckpointError", "Localizer", "global_seed"]
 
-IDENTITY = "avloc"  # the checkpoint's entry with the method's name and its frozen files
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint of another method, of other frozen weights, or with other trainable tensors."""
+OF_TRAINING = ("optimizer", "lr_scheduler")
+"""Arguments that a rebuilt method does without: it is used; a resumed one has them from its YAML."""
 
 
 class Localizer(LightningModule):
@@ -34,7 +35,8 @@ class Localizer(LightningModule):
     leaves the former alone. Metrics are not its business: an evaluation callback reads what `localize` returns.
 
     Args:
-        optimizer: called with the trainable parameters; ``fused`` is switched on where they are on a GPU.
+        optimizer: called with the trainable parameters. ``fused`` is switched on where they are on a GPU, unless it or
+            ``foreach`` is set, or gradients are clipped, which a fused optimiser does not go with in mixed precision.
         lr_scheduler: called with the optimiser; stepped once per optimiser step. None for a constant rate.
     """
 
@@ -42,6 +44,15 @@ class Localizer(LightningModule):
     conditioned: bool = False
     """Whether a picture conditions the method's prompt, and `localize` takes that of `AVBatch.context` where there is
     one."""
+    arguments: dict[str, Any] | None = None
+    """What the method was built with; None where a checkpoint cannot hold it."""
+    configured: dict[str, Any] | None = None
+    """The same as a command line wrote it, nested classes as ``class_path`` and ``init_args``."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Localizer:
+        method: Localizer = super().__new__(cls)
+        method.__dict__["arguments"] = plain_arguments(cls, args, kwargs)
+        return method
 
     def __init__(
         self,
@@ -99,7 +110,7 @@ class Localizer(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.trainable())
-        if self.device.type == "cuda" and "fused" in optimizer.defaults:
+        if self.device.type == "cuda" and may_be_fused(optimizer) and not self.clips():
             optimizer = with_fused_kernels(optimizer)
         if self.lr_scheduler is None:
             return optimizer
@@ -108,13 +119,25 @@ class Localizer(LightningModule):
             "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
         }
 
+    def clips(self) -> bool:
+        """Whether gradients are clipped, which Lightning refuses with fused kernels in mixed precision."""
+        trainer = self._trainer
+        return bool(trainer and trainer.gradient_clip_val) or is_overridden("configure_gradient_clipping", self)
+
     def learned_keys(self) -> set[str]:
-        """State-dict keys that training changes: trainable parameters, and buffers beside them."""
-        learned = {name for name, p in self.named_parameters() if p.requires_grad}
+        """State-dict keys that a checkpoint holds: all but those of tensors that one of ``frozen_files`` gave, that
+        nothing trains, and that still are what the file gave. So a copy that follows the weights, a queue, prototypes
+        and drifting statistics are held, and so are frozen towers that no file gave."""
+        state = self.state_dict()
+        return state.keys() - given_by(self, state, [f.path for f in self.frozen_files.values() if f.path is not None])
+
+    def trained_keys(self) -> set[str]:
+        """State-dict keys of trainable parameters and the buffers beside them: all that older checkpoints held."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
         for prefix, module in self.named_modules():
             if any(p.requires_grad for p in module.parameters(recurse=False)):
-                learned |= {f"{prefix}.{b}".lstrip(".") for b, _ in module.named_buffers(recurse=False)}
-        return learned & self.state_dict().keys()
+                trained |= {f"{prefix}.{b}".lstrip(".") for b, _ in module.named_buffers(recurse=False)}
+        return trained & self.state_dict().keys()
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -128,18 +151,15 @@ class Localizer(LightningModule):
         Raises:
             CheckpointError: the file is absent or damaged, or of another method, other frozen weights or sizes.
         """
-        try:
-            stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        except Exception as e:
-            # torch's own text advises to load unsafely
-            raise CheckpointError(f"{checkpoint} cannot be read as a checkpoint ({type(e).__name__}).") from e
+        stored = read_checkpoint(checkpoint)
         self.on_load_checkpoint(stored)
         self.load_state_dict(stored["state_dict"], strict=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         keep = self.learned_keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
-        checkpoint[IDENTITY] = self.identity() | {"seed": global_seed()}
+        built = {"arguments": self.arguments, "configured": self.configured}
+        checkpoint[IDENTITY] = self.identity() | {"seed": global_seed(), "holds": "all"} | built
 
     def check_frozen(self, checkpoint: dict[str, Any]) -> None:
         """That a checkpoint of avloc was trained on top of the frozen weights that are loaded.
@@ -149,7 +169,7 @@ class Localizer(LightningModule):
         """
         theirs, ours = checkpoint[IDENTITY], self.identity()
         for name, file in ours["frozen"].items():
-            was = theirs["frozen"].get(name, {"source": "nothing", "sha256": ""})
+            was = {"source": "nothing", "sha256": ""} | ((theirs.get("frozen") or {}).get(name) or {})
             if was["sha256"] != file["sha256"]:
                 raise CheckpointError(
                     f"This checkpoint was trained on top of {name} weights {was['source']} "
@@ -158,21 +178,44 @@ class Localizer(LightningModule):
                 )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what does not fit.
+
+        A layer that was frozen when the checkpoint was written is not in it; it has to be as its file gave it.
+
+        Raises:
+            CheckpointError: the checkpoint is of another method, other frozen weights, or other tensors or sizes.
+        """
         theirs, ours = checkpoint.get(IDENTITY), self.identity()
-        if theirs is None:
+        if not isinstance(theirs, dict):
             raise CheckpointError("This checkpoint was not written by avloc: it has no 'avloc' entry.")
-        if theirs["method"] != ours["method"]:
+        if theirs.get("method") != ours["method"]:
             raise CheckpointError(
-                f"This checkpoint belongs to {theirs['method']}, but the configuration builds {ours['method']}. "
+                f"This checkpoint belongs to {theirs.get('method')}, but the configuration builds {ours['method']}. "
                 "Use the YAML that the checkpoint was trained with."
             )
         self.check_frozen(checkpoint)
-        stored, wanted = checkpoint["state_dict"], self.learned_keys()
-        if stored.keys() != wanted:
-            missing, extra = sorted(wanted - stored.keys()), sorted(stored.keys() - wanted)
+        stored, own, older = tensors_of(checkpoint), self.state_dict(), theirs.get("holds") != "all"
+        learned = self.learned_keys()
+        missing = sorted((self.trained_keys() if older else learned) - stored.keys())
+        extra = sorted(stored.keys() - own.keys())
+        if missing or extra:
             raise CheckpointError(
                 f"This checkpoint's trainable tensors are not those of the configuration: missing {missing[:3]}, "
                 f"unknown {extra[:3]}. A hyper-parameter differs from the training run's."
+            )
+        shapes = [
+            f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}"
+            for k, v in sorted(stored.items())
+            if v.shape != own[k].shape
+        ]
+        if shapes:
+            raise CheckpointError(
+                f"This checkpoint's tensors are of another size than the configuration's: {names_of(shapes)}. A "
+                "hyper-parameter differs from the training run's."
+            )
+        if older and (absent := sorted(learned - stored.keys())):
+            rank_zero_warn(
+                f"This checkpoint is of an older avloc, which did not keep {names_of(absent)}: left as they are built."
             )
         self.trained_with_seed = theirs.get("seed")
 
@@ -187,9 +230,39 @@ def global_seed() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
+def plain_arguments(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """Arguments of a constructor by their names, without those of the training; None where one of them is an object
+    that a checkpoint cannot hold, or where they do not fit, which the constructor tells."""
+    try:
+        bound = inspect.signature(cls).bind(*args, **kwargs)
+    except TypeError:
+        return None
+    flat: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            return None
+        flat |= value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+    flat = {name: value for name, value in flat.items() if name not in OF_TRAINING}
+    return flat if all(is_plain(value) for value in flat.values()) else None
+
+
+def is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and is_plain(v) for k, v in value.items())
+    if type(value) in (list, tuple):
+        return all(is_plain(v) for v in value)
+    return value is None or type(value) in (bool, int, float, str) or type(value) in get_safe_globals()
+
+
+def may_be_fused(optimizer: Optimizer) -> bool:
+    """Whether an optimiser has fused kernels, and its user has said nothing of how it is to run."""
+    said = [optimizer.defaults.get(name) for name in ("fused", "foreach")]
+    return "fused" in optimizer.defaults and said == [None, None] and not optimizer.defaults.get("differentiable")
+
+
 def with_fused_kernels(optimizer: Optimizer) -> Optimizer:
     """The same optimiser over the same parameters, with one kernel for all of them."""
     accepted = inspect.signature(type(optimizer)).parameters
     settings = {k: v for k, v in optimizer.defaults.items() if k in accepted}
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return type(optimizer)(parameters, **{**settings, "foreach": None, "fused": True})
+    return type(optimizer)(optimizer.param_groups, **{**settings, "foreach": None, "fused": True})

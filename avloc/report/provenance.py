@@ -68,6 +68,7 @@ class Provenance(Callback):
             "processes": trainer.world_size,
             "precision": str(trainer.precision),
             "config": configuration(trainer),
+            "started_by": os.environ.get("AVLOC_STARTED_BY"),
         }
         print(parameter_line(pl_module))
         for logger in trainer.loggers:

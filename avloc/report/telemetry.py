@@ -90,7 +90,7 @@ class Throughput(Callback):
         # Every process trains on equally many samples, so nothing has to be gathered.
         self.samples += len(batch) * trainer.world_size
         every: int = getattr(trainer, "log_every_n_steps", 50)
-        if (batch_idx + 1) % every:
+        if not every or (batch_idx + 1) % every:
             return
         values = {"time/samples_per_s": self.samples / max(time.perf_counter() - self.started, 1e-9)}
         if pl_module.device.type == "cuda":

@@ -3,9 +3,12 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,9 @@ import torch
 import yaml
 
 from avloc.cli import main
-from avloc.experiment.checkpoints import AtomicCheckpoints, BestModel, OwnFolder, newest_readable, own_folder
-from avloc.experiment.command import run_to_its_end
+from avloc.errors import UsageError
+from avloc.experiment.checkpoints import AtomicCheckpoints, BestModel, OwnFolder, alone, newest_readable, own_folder
+from avloc.experiment.command import differences, newest_state, run_to_its_end, state_of
 from avloc.methods.base import CheckpointError
 from avloc.world import write_world
 
@@ -164,7 +168,7 @@ def test_a_torn_checkpoint_is_a_sentence(here: Path, content: bytes, capsys: pyt
 
 def test_the_newest_that_can_be_read_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, torn = tmp_path / "good.ckpt", tmp_path / "torn.ckpt"
-    torch.save({"avloc": {}}, good)
+    torch.save({"avloc": {}, "optimizer_states": [{}]}, good)
     torn.write_bytes(good.read_bytes()[:-100])
     assert newest_readable([good, torn]) == good
     assert f"skipped: {torn} cannot be read" in capsys.readouterr().out
@@ -231,3 +235,158 @@ def test_a_log_survives_a_kill_while_it_is_taken_over(tmp_path: Path) -> None:
             {"a": "3.0", "b": "4.0", "step": "2"},
         ]
     assert [p.name for p in run.iterdir()] == ["metrics.csv"]
+
+
+def run_of(runs: Path, number: int, **about: Any) -> Path:
+    """A run that left a state and its best model; each later one is newer."""
+    run = runs / f"version_{number}"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps(about))
+    for k, name in enumerate(("best.ckpt", "resume.ckpt")):
+        torch.save({"avloc": {}, "optimizer_states": [{}], "w": torch.ones(9)}, run / "checkpoints" / name)
+        os.utime(run / "checkpoints" / name, (1e9 + 10 * number + k,) * 2)
+    os.utime(run / "run.json", (1e9 + 10 * number,) * 2)
+    return run
+
+
+def spoil(path: Path, how: str) -> None:
+    """The file as a fault left it, of the same age."""
+    age, content = path.stat().st_mtime, bytearray(path.read_bytes())
+    place = content.index(torch.ones(9).numpy().tobytes())
+    content[place] ^= 1
+    path.write_bytes({"torn": content[: place + 8], "empty": b"", "one bit": content, "foreign": b"<html>"}[how])
+    os.utime(path, (age, age))
+
+
+@pytest.mark.parametrize("how", ["torn", "empty", "one bit", "foreign"])
+def test_the_newest_run_goes_on_from_what_can_be_read_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    old, new = run_of(tmp_path, 0), run_of(tmp_path, 1)
+    assert newest_state(tmp_path) == new / "checkpoints" / "resume.ckpt"
+    spoil(new / "checkpoints" / "resume.ckpt", how)
+    capsys.readouterr()
+    assert newest_state(tmp_path) == new / "checkpoints" / "best.ckpt"
+    assert f"skipped: {new / 'checkpoints' / 'resume.ckpt'} cannot be read as a checkpoint" in capsys.readouterr().out
+    torch.save({"avloc": {}}, new / "checkpoints" / "best.ckpt")
+    assert newest_state(tmp_path) == old / "checkpoints" / "resume.ckpt"
+    assert "best.ckpt holds no state of the optimiser" in capsys.readouterr().out
+    for name in ("best.ckpt", "resume.ckpt"):
+        spoil(old / "checkpoints" / name, how)
+    with pytest.raises(UsageError, match="no checkpoint can be read"):
+        newest_state(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\udcff"])
+def test_a_damaged_run_json_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
+    good, bad = run_of(tmp_path, 0, seed=3), run_of(tmp_path, 1, seed=3)
+    (bad / "run.json").write_text(content, errors="surrogateescape")
+    assert state_of(tmp_path, 3, []) == good / "checkpoints" / "resume.ckpt"
+    assert f"skipped: {bad / 'run.json'} is damaged" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_runs_with_other_options_are_not_counted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fit", "-c", "fading.yaml", "--seed_everything=3", "--trainer.max_epochs=1"]
+    main([*words, "--test_after_fit=true"])
+    runs, again = here / "runs" / "fading", [*words, "--data.num_workers=1", "--panels.count=2"]
+    assert state_of(runs, 3, again) == runs / "version_0" / "results.json"
+    assert state_of(runs, 4, again) is None
+    capsys.readouterr()
+    assert state_of(runs, 3, [*again, "--model.good_steps=5", "--data.batch_size=6"]) is None
+    told = capsys.readouterr().out
+    assert (
+        f"seed 3 of fading: {runs / 'version_0'} is not counted, it was made with data.batch_size 4, and not 6" in told
+    )
+    assert "model.init_args.good_steps 3, and not 5" in told
+    longer = [*words[:-1], "--trainer.max_epochs=2"]
+    assert state_of(runs, 3, longer) is None
+    (runs / "version_0" / "results.json").unlink()  # one that was interrupted goes on for as long as is wished
+    assert state_of(runs, 3, longer) == runs / "version_0" / "checkpoints" / "resume.ckpt"
+
+
+def test_which_settings_matter() -> None:
+    was = {"data": {"batch_size": 4, "root": "a"}, "trainer": {"devices": 1, "max_epochs": 3, "precision": 32}}
+    now = {"data": {"batch_size": 4, "root": "b"}, "trainer": {"devices": 2, "max_epochs": 4, "precision": 16}}
+    assert differences(was, was) == ""
+    assert differences(was, now) == "trainer.max_epochs 3, and not 4; trainer.precision 32, and not 16"
+    assert differences(was, now, whole=False) == "trainer.precision 32, and not 16"
+    assert differences({"model": {}}, {"model": {"a": {"b": 1}}}).endswith("model.a.b None, and not 1")
+
+
+def test_runs_that_start_together_have_a_folder_each(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "version_4").mkdir(parents=True)
+    together = threading.Barrier(8)
+
+    def start(_: int) -> Any:
+        log = OwnFolder(tmp_path, "mine")
+        together.wait()
+        return log.version
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(start, range(8))) == list(range(5, 13))
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"cannot be made.*default_root_dir"):
+        assert OwnFolder(tmp_path / "file", "mine").version
+
+
+def test_a_folder_is_written_by_one_process(tmp_path: Path) -> None:
+    script = "import sys; from pathlib import Path; from avloc.experiment.checkpoints import alone\n"
+    script += f"with alone(Path({str(tmp_path)!r})):\n print('in', flush=True); sys.stdin.read()"
+    other = subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "in\n"
+    with pytest.raises(UsageError, match="is being written by another process"), alone(tmp_path):
+        pass
+    other.kill()
+    other.wait()
+    with alone(tmp_path):  # however it ended
+        pass
+
+
+PRECIOUS = ("results.json", "run.json", "config.yaml", "val_results.json", "per_sample.parquet", "metrics.csv")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "how", ["fast_dev_run=true", "logger=false", "enable_checkpointing=false", "barebones=true", "logger=WandbLogger"]
+)
+def test_nothing_is_written_into_the_working_folder(here: Path, how: str) -> None:
+    for name in PRECIOUS:
+        (here / name).write_text("precious")
+    (here / "panels").mkdir()
+    before = {p.name for p in here.iterdir()}
+    main(["fit", "-c", "fading", "--trainer.max_epochs=1", f"--trainer.{how}", "--test_after_fit=true"])
+    main(["test", "-c", "fading", f"--trainer.{how}"])
+    assert {p.name for p in here.iterdir()} == before | {"runs"}
+    assert all((here / name).read_text() == "precious" for name in PRECIOUS)
+    assert not any((here / "panels").iterdir())
+    made = sorted(p.name for p in (here / "runs" / "fading").iterdir())
+    assert made == (["fast_dev_run"] if "fast_dev" in how else ["version_0", "version_1"])
+    for run in made:
+        assert scores(here / "runs" / "fading" / run)["world:val"]["counted"]["model"] == (4 if "fast" in how else 6)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("command", ["fit", "test", "validate", "predict"])
+@pytest.mark.parametrize("what", ["torn", "empty", "foreign", "absent", "a folder", "another program's"])
+def test_whatever_reads_a_bad_checkpoint_says_so(
+    here: Path, capsys: pytest.CaptureFixture[str], command: str, what: str
+) -> None:
+    path = here / "bad.ckpt"
+    if what == "a folder":
+        path.mkdir()
+    elif what == "another program's":
+        torch.save({"state_dict": {}}, path)
+    elif what != "absent":
+        run_of(here / "some", 0)
+        spoil(here / "some" / "version_0" / "checkpoints" / "best.ckpt", what)
+        (here / "some" / "version_0" / "checkpoints" / "best.ckpt").rename(path)
+    with pytest.raises(SystemExit) as e:
+        main([command, "-c", "fading", "--trainer.max_epochs=1", "--ckpt_path", "bad.ckpt"])
+    assert e.value.code == 1
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith(f"avloc {command}: ")
+    assert any(
+        part in told for part in ("bad.ckpt cannot be read", "no checkpoint bad.ckpt", "bad.ckpt was not written")
+    )

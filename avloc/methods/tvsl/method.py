@@ -230,13 +230,6 @@ class TVSL(Localizer):
             self._bank = None
         return super().train(mode)
 
-    def learned_keys(self) -> set[str]:
-        """With the ``batch`` statistics of the release, those of the frozen towers, too: they drift."""
-        drifting = set()
-        if self.design.statistics == "batch":
-            drifting = {k for k in self.state_dict() if k.startswith("towers.") and "running_" in k}
-        return super().learned_keys() | drifting
-
     def class_index(self, batch: AVBatch) -> Tensor:
         """The true classes as places in the list, int64 ``[B, S]``; -1 fills up, and stands for what is not known. By
         name where the batch has names.

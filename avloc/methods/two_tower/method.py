@@ -150,11 +150,6 @@ class TwoTower(Localizer):
             load_into(tower, counts | state, str(path))
         self.network.align_momentum()
 
-    def learned_keys(self) -> set[str]:
-        """The momentum copy is learned too, if not by gradients."""
-        momentum = {k for k in self.state_dict() if k.startswith("network.momentum.")}
-        return super().learned_keys() | momentum
-
     def look(self, batch: AVBatch) -> Tensor:
         """Normalised pictures ``[B, 3, H, W]``."""
         pixels = normalised(batch.image, (batch.image.shape[-2], batch.image.shape[-1]))
