@@ -304,7 +304,9 @@ def test_the_others_are_parsed_as_they_are(name: str) -> None:
 
 
 def learned_parts(model: Any) -> set[str]:
-    keys = [k.split(".") for k in model.learned_keys()]
+    trained = model.trained_keys() | {k for k in model.state_dict() if k.startswith("network.momentum.")}
+    assert trained <= model.learned_keys()
+    keys = [k.split(".") for k in trained]
     if type(model).__name__ in ("TVSL", "PatchSimilarity"):
         return {k[1] if k[0] == "network" else k[0] for k in keys}
     assert {k[0] for k in keys} == {"network"}

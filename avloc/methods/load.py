@@ -118,8 +118,8 @@ def refuse_strangers(settings: Any, allowed: set[str], checkpoint: Path) -> None
             if key in ("class_path", "_class_path", "_instantiator") and not known:
                 raise CheckpointError(
                     f"{checkpoint} asks for {value!r}, which is neither a part of avloc's methods nor a plugin's, and "
-                    f"is not imported on a checkpoint's word. If you trust its module, name it: {VARIABLE}=MODULE before "
-                    "the command."
+                    f"is not imported on a checkpoint's word. If you trust its module, name it: {VARIABLE}=MODULE "
+                    "before the command."
                 )
             refuse_strangers(value, allowed, checkpoint)
     elif isinstance(settings, list | tuple):
