@@ -90,10 +90,11 @@ def measure_localize(
             localize_video(model, video, here / "out", fps=fps, progress=False, phrases=("a dog", "a cat"))
 
         model.localize = noted
-        peak = peak_of(run, device)  # warms up
+        run()
         model.localize = own
         passes(model, batches)
         times = [(seconds(run, device), seconds(lambda: passes(model, batches), device)) for _ in range(steps)]
+        peak = peak_of(run, device)
         longer_peak = peak_of(lambda: run(longer), device)
     run_s, passes_s = (statistics.median(t) for t in zip(*times, strict=True))
     return {
