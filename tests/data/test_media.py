@@ -1,12 +1,25 @@
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
-from avloc.data.media import MediaError, audio_16k, centre_frame, duration, frames_at, read_clip
+from avloc.data.media import (
+    Library,
+    MediaError,
+    audio_16k,
+    centre_frame,
+    duration,
+    frames_at,
+    is_antiphase,
+    probe,
+    read_clip,
+)
 from tests.data.clips import write_clip
 
 
@@ -60,6 +73,48 @@ def test_a_clip_has_both(tmp_path: Path) -> None:
 def test_plain_sound_files_are_read_too(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.full(8000, 0.25), 8000)
     assert audio_16k(tmp_path / "a.wav", rate=8000) == pytest.approx(np.full(8000, 0.25), abs=1e-4)
+
+
+def test_the_cover_of_a_song_is_no_video(tmp_path: Path) -> None:
+    picture, song = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(picture, "JPEG")
+    time = np.arange(2 * 44100) / 44100
+    soundfile.write(song, 0.3 * np.sin(2 * np.pi * 440 * time), 44100, format="MP3")
+    # An ID3v2.3 tag by hand: one APIC frame, front cover.
+    body = b"\0image/jpeg\0\x03\0" + picture.getvalue()
+    frame = b"APIC" + len(body).to_bytes(4, "big") + b"\0\0" + body
+    size = bytes(len(frame) >> shift & 127 for shift in (21, 14, 7, 0))
+    (tmp_path / "song.mp3").write_bytes(b"ID3\x03\0\0" + size + frame + song.getvalue())
+    media = probe(tmp_path / "song.mp3")
+    assert media.cover
+    assert media.video is None
+    wave = audio_16k(tmp_path / "song.mp3", seconds=2.0)
+    assert len(wave) / 16000 == pytest.approx(2.0, abs=0.06)
+    assert np.abs(np.fft.rfft(wave[8000:24000])).argmax() == 440
+    with pytest.raises(MediaError, match="holds no moving pictures"):
+        frames_at(tmp_path / "song.mp3", [0.0])
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+@pytest.mark.parametrize("packed", ["tar", "tar.gz"])
+def test_clips_of_archives_with_long_names_are_read_where_they_lie(tmp_path: Path, form: int, packed: str) -> None:
+    clip = write_clip(tmp_path / "a.mp4", seconds=2)
+    name = f"{'größe/' * 40}-_abcdefghi_000012.MP4"
+    with tarfile.open(tmp_path / f"part0.{packed}", "w:gz" if packed.endswith("gz") else "w", format=form) as tar:
+        tar.add(clip, name)
+    clip.unlink()
+    member = Library(tmp_path).find("-_abcdefghi", 12.0)
+    assert abs(grey(frames_at(member, [1.0])[0]) - 40) < 3
+    assert len(audio_16k(member, seconds=1.0)) == 16000
+
+
+@pytest.mark.parametrize(("share", "cancels"), [(1.0, True), (0.85, True), (0.6, False), (-1.0, False), (0.0, False)])
+def test_channels_that_undo_each_other_are_known(share: float, cancels: bool) -> None:
+    """The mean of left and right is 20 dB below half their difference: (1 - s) / (1 + s) < 0.1, s over 0.818."""
+    left = np.random.default_rng(0).standard_normal(441_000).astype(np.float32)
+    assert is_antiphase(np.stack([left, -share * left])) is cancels
+    assert is_antiphase(np.stack([left, -share * left]) * 1e-5) is False
+    assert is_antiphase(np.stack([left, -share * left])[:, ::2]) is cancels
 
 
 def test_what_cannot_be_used_is_named_with_a_remedy(tmp_path: Path) -> None:

@@ -181,6 +181,9 @@ def decoded_sound(
             form = now
             at: float | None = frame.time
             names = [c.name for c in frame.layout.channels]
+            if now[0] == "fltp" and frame.sample_rate == rate and len(names) <= 2:
+                yield at, downmix(frame.to_ndarray(), names, channels)
+                continue
             for part in change.resample(frame):
                 wave = part.to_ndarray().astype(np.float32, copy=False).reshape(-1, len(names)).T
                 yield at, downmix(wave, names, channels)

@@ -37,7 +37,7 @@ TIMED_SOUND = TIMED | {"wav", "w64", "aiff", "caf", "flac"}
 COUNTING = {"avi"}  # formats that count frames: where codecs reorder them, times follow from their number alone
 TOLD_PADDING = {"ogg"}  # formats that say how much an encoder put before the first sample
 JOINED = {"mpegts", "mpeg"}  # formats whose files are put one behind the other, each with a clock of its own
-LONGEST_LOOK = 16 << 20  # bytes of a file that is looked through for such jumps
+LONGEST_LOOK = 256 << 20  # bytes of a file looked through for such jumps; in a larger one the first clock counts
 SEEK_FROM = 1.0  # seconds: what lies before is decoded from the start
 WARM_UP = 1.0  # seconds before the sound wanted: codecs overlap, and their first packets come out wrong
 STEPS_BACK = (0.0, 3.0, 12.0)  # seconds that a seek goes further back each time it lands late
@@ -325,7 +325,7 @@ class Media:
         if not pieces:
             why = f" ({len(damage.lost)} packets do not decode)" if damage.lost else ""
             raise MediaError(f"{self.source} has no sound between {start} and {start + wanted} s{why}. Leave it out.")
-        both = np.concatenate(pieces, 1)
+        both = np.ascontiguousarray(np.concatenate(pieces, 1))
         if seconds is None and both.shape[1] >= round(wanted * self.sample_rate):
             raise MediaError(f"{self.source} has more than {wanted / 3600:g} h of sound. Cut it, or leave it out.")
         refuse_not_finite(both, self.source)

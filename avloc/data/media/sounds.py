@@ -65,9 +65,10 @@ def is_antiphase(wave: Floats) -> bool:
     """Whether averaging the channels of ``[channels, n]`` would silence them."""
     if len(wave) != 2 or not wave.shape[1]:
         return False
-    together, apart = (wave[0] + wave[1]).astype(np.float64), (wave[0] - wave[1]).astype(np.float64)
-    level = np.sqrt((apart**2).mean()) / 2
-    return bool(level > SILENT and np.sqrt((together**2).mean()) / 2 < ANTIPHASE * level)
+    left, right = np.ascontiguousarray(wave)
+    both, product = float(left @ left + right @ right), 2 * float(left @ right)
+    together, apart = max(both + product, 0.0) / wave.shape[1], max(both - product, 0.0) / wave.shape[1]
+    return apart > (2 * SILENT) ** 2 and together < ANTIPHASE**2 * apart
 
 
 def mono(wave: Floats) -> Floats:
