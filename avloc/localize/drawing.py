@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from avloc.data.media import MovieWriter, Pixels
+from avloc.data.media import Floats, MovieWriter, Pixels
 from avloc.localize.asking import Moment
 from avloc.localize.reading import Clip
 from avloc.localize.regions import Threshold, told
@@ -40,9 +40,15 @@ def with_heat(clip: Clip, moments: Iterator[Moment]) -> Iterator[tuple[float, Pi
         heat = before.heat
         if after is not None:
             share = (time - before.time) / (after.time - before.time)
-            heat = torch.lerp(heat, after.heat, min(max(share, 0.0), 1.0))
+            # NumPy: PyTorch's threads cost more than such a small map.
+            heat = torch.from_numpy(mixed(heat.numpy(), after.heat.numpy(), min(max(share, 0.0), 1.0)))
         yield time, clip.media.pixels(frame), heat, fresh
         fresh = None
+
+
+def mixed(a: Floats, b: Floats, share: float) -> Floats:
+    """From ``a`` at 0 to ``b`` at 1."""
+    return a + np.float32(share) * (b - a)
 
 
 def tinted(picture: Pixels, heat: Tensor, alpha: float = 0.6) -> Pixels:
@@ -53,7 +59,7 @@ def tinted(picture: Pixels, heat: Tensor, alpha: float = 0.6) -> Pixels:
         heat: ``[h, w]`` in [0, 1]; resized bilinearly.
         alpha: opacity where the map is 1; elsewhere in proportion to the map.
     """
-    levels = Image.fromarray((heat.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+    levels = Image.fromarray(np.rint(heat.numpy().clip(0, 1) * 255).astype(np.uint8))
     levels = levels.resize((picture.shape[1], picture.shape[0]), Image.Resampling.BILINEAR)
     opacity = levels.point([round(alpha * level) for level in range(256)])
     levels.putpalette(palette())
