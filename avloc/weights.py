@@ -451,7 +451,8 @@ class OfFile(NamedTuple):
 def fingerprint(x: Tensor) -> int:
     """A checksum of a tensor's values, whatever its device and order in memory."""
     values = x.detach().cpu().contiguous().reshape(-1)
-    return zlib.crc32(memoryview(values.view(torch.uint8).numpy())) if values.numel() else 0
+    raw: Any = values.view(torch.uint8).numpy()
+    return zlib.crc32(raw) if values.numel() else 0
 
 
 def given_by(module: nn.Module, state: Mapping[str, Tensor], files: Collection[Path]) -> set[str]:
