@@ -265,4 +265,5 @@ def with_fused_kernels(optimizer: Optimizer) -> Optimizer:
     """The same optimiser over the same parameters, with one kernel for all of them."""
     accepted = inspect.signature(type(optimizer)).parameters
     settings = {k: v for k, v in optimizer.defaults.items() if k in accepted}
-    return type(optimizer)(optimizer.param_groups, **{**settings, "foreach": None, "fused": True})
+    fused = {"foreach": None, "fused": True}
+    return type(optimizer)([group | fused for group in optimizer.param_groups], **settings | fused)

@@ -163,6 +163,37 @@ def test_fused_kernels_change_nothing_but_speed(kind: type[torch.optim.Optimizer
     assert [bool(fused) for _, fused in steps] == [False, True]
 
 
+class SeesGPU(ACL):
+    """Chooses its optimiser as it would on a GPU."""
+
+    def configure_optimizers(self) -> Any:
+        here, self._device = self._device, torch.device("cuda:0")
+        try:
+            return super().configure_optimizers()
+        finally:
+            self._device = here
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_fused_kernels_stand_back_where_gradients_are_clipped(tmp_path: Path, clip: float | None) -> None:
+    """Lightning refuses the two together in mixed precision."""
+    method = SeesGPU(**tiny_files(tmp_path))
+    more: dict[str, Any] = {"gradient_clip_val": clip, "precision": "bf16-mixed", "default_root_dir": tmp_path}
+    trainer = Trainer(max_steps=1, enable_checkpointing=False, **more, **QUIET)
+    trainer.fit(method, Batches(tiny_batch(3)))
+    assert trainer.global_step == 1
+    assert bool(trainer.optimizers[0].defaults["fused"]) is (clip is None)
+
+
+@pytest.mark.parametrize("said", [{"fused": False}, {"foreach": True}, {"foreach": False}, {"differentiable": True}])
+def test_fused_kernels_stand_back_where_the_user_says_so(tmp_path: Path, said: dict[str, bool]) -> None:
+    method = SeesGPU(**tiny_files(tmp_path), optimizer=lambda p: torch.optim.Adam(p, **said))
+    defaults = method.configure_optimizers().defaults
+    assert not defaults["fused"]
+    assert {key: defaults[key] for key in said} == said
+    assert SeesGPU(**tiny_files(tmp_path)).configure_optimizers().defaults["fused"]
+
+
 class Dying(Callback):
     """A process that is gone before the step after ``step``."""
 
