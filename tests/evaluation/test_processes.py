@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from avloc.evaluation.evaluator import hashes
 from avloc.evaluation.measures import IDENTITIES, Scored, identities
@@ -17,6 +16,7 @@ from avloc.evaluation.protocols import PROTOCOLS, protocol
 from avloc.metrics.per_sample import PerSample
 from avloc.types import Localization
 from tests.evaluation.test_protocols import columns, scenes
+from tests.processes import together
 
 N = 11
 
@@ -55,7 +55,7 @@ def score_everything(rank: int, world: int, folder: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("world", [3, 4])
 def test_processes_agree_with_one(world: int, tmp_path: Path) -> None:
-    mp.spawn(score_everything, (world, str(tmp_path)), nprocs=world)
+    together(score_everything, (world, str(tmp_path)), world)
     for rank in range(world):
         found = json.loads((tmp_path / f"{world}.{rank}.json").read_text())
         for name in PROTOCOLS:

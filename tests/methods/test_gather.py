@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from avloc.backbones.clipseg import normalise
@@ -19,6 +18,7 @@ from avloc.methods.acl.phrases import PhraseEmbeddings, phrase_ids
 from avloc.methods.losses import gather_rows
 from avloc.methods.souple.network import SOUPLENetwork
 from tests.methods.tiny import tiny_batch, tiny_beats, tiny_clipseg
+from tests.processes import together
 
 KINDS = {
     "acl": (ACLNetwork, {}),
@@ -82,7 +82,7 @@ def test_two_ranks_equal_the_whole_batch(tmp_path: Path, kind: str) -> None:
     step = Step(kind)
     loss = step([0, 1, 2, 3], 1)
     loss.backward()
-    mp.spawn(one_of_two, (kind, str(tmp_path)), nprocs=2)
+    together(one_of_two, (kind, str(tmp_path)))
     ranks = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(2)]
     for rank in ranks:
         torch.testing.assert_close(rank["loss"], loss.detach(), atol=1e-5, rtol=1e-5)

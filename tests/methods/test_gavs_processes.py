@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from avloc.methods.gavs import GAVS
 from avloc.methods.gavs.losses import Objective
 from avloc.types import AVBatch
 from tests.methods.tiny import avs_clip, avs_set, tiny_sam_files
+from tests.processes import together
 
 CONFIG = Path(__file__).resolve().parents[2] / "experiments" / "gavs.yaml"
 
@@ -75,7 +75,7 @@ def test_gradients_of_two_ranks(tmp_path: Path, weight: float) -> None:
     files = tiny_sam_files(tmp_path)
     step = Step(files, weight)
     whole, halves = gradient_of(step, [0, 1, 2, 3]), [gradient_of(step, rows) for rows in ([0, 1], [2, 3])]
-    mp.spawn(one_of_two, (files, weight, str(tmp_path)), nprocs=2)
+    together(one_of_two, (files, weight, str(tmp_path)))
     ranks = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(2)]
     mean = {k: (halves[0][k] + halves[1][k]) / 2 for k in whole}
     for rank in ranks:

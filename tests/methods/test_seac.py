@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from lightning import Callback, Trainer
 from PIL import Image
@@ -52,6 +51,7 @@ from avloc.types import AVBatch
 from avloc.weights import WeightError
 from avloc.world.dataset import samples
 from avloc.world.scenes import render, sample_scenes
+from tests.processes import together
 
 LITTLE = Design(layers=2, heads=4, hidden=32, dropout=0.0, size=16)
 
@@ -936,7 +936,7 @@ def test_two_ranks_equal_the_whole_batch(
     step = Step(clip_file, mixed)
     loss = step([0, 1, 2, 3])
     loss.backward()
-    mp.spawn(one_of_two, (clip_file, mixed, str(tmp_path)), nprocs=2)
+    together(one_of_two, (clip_file, mixed, str(tmp_path)))
     for rank in (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(2)):
         torch.testing.assert_close(rank["loss"], loss.detach(), atol=1e-4, rtol=1e-5)
         assert rank["grads"].keys() == gradients(step).keys()

@@ -14,7 +14,6 @@ import pytest
 import soundfile
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
@@ -35,6 +34,7 @@ from avloc.methods.tvsl.network import DESIGNS, Design, TVSLNetwork
 from avloc.types import AVBatch, Localization
 from avloc.weights import WeightError
 from tests.methods.tiny import tiny_audioclip_files
+from tests.processes import together
 
 D, N = 8, 6
 NAMES = ["bell", "drum", "flute", "dog", "cat", "bird"]
@@ -305,7 +305,7 @@ def one_of_two(rank: int, folder: str) -> None:
 def test_two_processes_with_different_numbers_of_sources_equal_the_whole_batch(tmp_path: Path) -> None:
     step = Step()
     step([0, 1, 2, 3], False).backward()
-    mp.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    together(one_of_two, (str(tmp_path),))
     for rank in range(2):
         grads = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for k, p in step.named_parameters():

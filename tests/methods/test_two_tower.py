@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,6 +24,7 @@ from avloc.methods.two_tower.views import Masks, Transformation, crop_and_flip, 
 from avloc.metrics.extended import top_quarter
 from avloc.types import AVBatch
 from avloc.weights import WeightError
+from tests.processes import together
 
 TOWER: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [4, 4, 6, 8], "stem_width": 4}
 TINY: dict[str, Any] = {"tower": TOWER, "dim": 6, "image_size": 64, "seconds": 0.5, "heatmap_size": 16}
@@ -247,7 +247,7 @@ def one_of_two(rank: int, folder: str) -> None:
 
 def test_two_processes_with_gathered_negatives_are_one(tmp_path: Path) -> None:
     """Each member's loss is that of the whole batch; gradients to features are twice theirs, for DDP to average."""
-    mp.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
+    together(one_of_two, (str(tmp_path),))
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     for name, objective in objectives("local").items():
         if name in ("Alignment", "SSLTIE"):  # neighbours are looked for, and maps compared, on each process

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 
 from avloc.metrics.per_sample import CountError, PerSample
+from tests.processes import together
 
 SIZE = 11
 VALUES = torch.rand(SIZE, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 3
@@ -35,7 +36,7 @@ def worker(rank: int, world: int, folder: str) -> None:
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_give_the_same_bits(world: int, tmp_path: Path) -> None:
-    multiprocessing.spawn(worker, (world, str(tmp_path)), nprocs=world)
+    together(worker, (world, str(tmp_path)), world)
     for rank in range(world):
         got = torch.load(tmp_path / f"{world}.{rank}.pt", weights_only=True)
         assert got["index"].tolist() == list(range(SIZE))
