@@ -125,11 +125,12 @@ class Localizer(LightningModule):
         return bool(trainer and trainer.gradient_clip_val) or is_overridden("configure_gradient_clipping", self)
 
     def learned_keys(self) -> set[str]:
-        """State-dict keys that a checkpoint holds: all but those of tensors that one of ``frozen_files`` gave, that
-        nothing trains, and that still are what the file gave. So a copy that follows the weights, a queue, prototypes
-        and drifting statistics are held, and so are frozen towers that no file gave."""
+        """State-dict keys that a checkpoint holds: `trained_keys`, and all others but those of tensors that one of
+        ``frozen_files`` gave and that still are what the file gave. So a copy that follows the weights, a queue,
+        prototypes and drifting statistics are held, and so are frozen towers that no file gave."""
         state = self.state_dict()
-        return state.keys() - given_by(self, state, [f.path for f in self.frozen_files.values() if f.path is not None])
+        given = given_by(self, state, [f.path for f in self.frozen_files.values() if f.path is not None])
+        return self.trained_keys() | (state.keys() - given)
 
     def trained_keys(self) -> set[str]:
         """State-dict keys of trainable parameters and the buffers beside them: all that older checkpoints held."""

@@ -390,6 +390,8 @@ class Alignment(TwoTower):
         self.objective, self.k, self.views, self.view_masks = objective, k, views, view_masks
         self.sees_alike = None if neighbours_image is None else ObjectResNet.from_source(neighbours_image)
         self.hears_alike = None if neighbours_audio is None else VGGish.from_source(neighbours_audio)
+        alike = {"neighbours_image": neighbours_image, "neighbours_audio": neighbours_audio}
+        self.frozen_files = {name: locate(source) for name, source in alike.items() if source is not None}
 
     def training_losses(self, batch: AVBatch) -> dict[str, Tensor]:
         """``localise``, ``align`` and their weighted sum ``loss``."""
