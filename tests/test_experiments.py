@@ -343,7 +343,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dic
     tvsl = own | {"audioclip": patches["audioclip"], "classes": "world16"}
     methods = {"ACL": towers, "SOUPLE": towers, "GAVS": sam, "SeAC": seac, "TPAVI": tpavi}
     two = {"image_weights": "random", "tower": resnet, "image_size": 64, "seconds": 1.0, "heatmap_size": 32}
-    two |= {"channels_last": False}
+    two |= {"channels_last": False, "sound_tower": "null"}
     methods |= dict.fromkeys(("EZVSL", "FNAC", "SLAVC", "LVS", "SSLTIE"), two)
     methods["Alignment"] = two | {"neighbours_image": "world:resnet18", "neighbours_audio": sam["vggish"]}
     return folder, methods | {"TVSL": tvsl, "PatchSimilarity": own | patches}

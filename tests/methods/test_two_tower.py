@@ -299,6 +299,24 @@ def test_widths_at_which_channels_may_not_lie_innermost_are_told() -> None:
         EZVSL(**TINY, channels_last=True)
 
 
+def test_the_tower_that_hears_may_be_another() -> None:
+    method = EZVSL(**TINY, sound_tower=TOWER | {"channels": [4, 4, 4, 4]})
+    assert method.network.imgnet.num_features == 8
+    assert method.network.audnet.num_features == 4
+    assert method.localize(tiny_batch()).heatmap.isfinite().all()
+    with pytest.raises(ValueError, match="tower has 8 channels and sound_tower 4"):
+        LVS(**TINY, sound_tower=TOWER | {"channels": [4, 4, 4, 4]})
+
+
+def test_ssl_tie_hears_a_batch_once() -> None:
+    """The same sounds stand in both contrasts; their features are computed once."""
+    method = SSLTIE(**TINY).train()
+    heard = []
+    method.network.audnet.conv1.register_forward_hook(lambda *_: heard.append(1))
+    method.training_losses(tiny_batch())
+    assert len(heard) == 1
+
+
 def test_grids_are_those_of_the_papers() -> None:
     for design, side in (("one_head", 7), ("two_heads", 7), ("headless", 14)):
         net = TwoTowers(design, 6, TOWER).eval()

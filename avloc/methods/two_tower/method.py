@@ -57,6 +57,7 @@ class TwoTower(Localizer):
             needed behind a checkpoint.
         tower: options of timm's ``resnet18`` for both towers, e.g. ``{channels: [8, 16, 32, 64], stem_width: 8}`` for
             tiny ones; None for ResNet-18.
+        sound_tower: the same for the tower that hears alone; None for ``tower``.
         dim: width of the heads.
         dropout: of the picture's features before the heads, in training.
         masks: what training hides of a spectrogram.
@@ -85,6 +86,7 @@ class TwoTower(Localizer):
         checkpoint: str | None = None,
         image_weights: str = "random",
         tower: dict[str, Any] | None = None,
+        sound_tower: dict[str, Any] | None = None,
         dim: int = 512,
         dropout: float = 0.0,
         masks: Masks = Masks(),  # noqa: B008  frozen
@@ -117,7 +119,7 @@ class TwoTower(Localizer):
                 f"{type(self).__name__}: {seconds:g} s of sound are shorter than one window of the spectrogram "
                 f"({self.front_end.length / self.front_end.sample_rate:g} s). Set seconds to 1 or more."
             )
-        self.network = TwoTowers(self.design, dim, tower, dropout)
+        self.network = TwoTowers(self.design, dim, tower, dropout, sound_tower)
         self.start(checkpoint, image_weights)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if channels_last:
@@ -305,6 +307,9 @@ class LVS(TwoTower):
 class SSLTIE(TwoTower):
     """SSL-TIE (Liu et al., ACM MM 2022). It hears decibels of a mel spectrogram.
 
+    The release hears each batch of sounds twice, with equal features; here once, so that BatchNorm's running statistics
+    of the sound tower move once a step.
+
     Args:
         objective: LVS's contrast, weight and distance of the equivariance.
         rotation: most degrees by which a picture is turned; 30 in the release's scripts.
@@ -343,10 +348,10 @@ class SSLTIE(TwoTower):
         image, spectrogram = self.look(batch), self.listen(batch)
         transform = Transformation.draw(len(batch), image.device, self.rotation)
         v, a = self.network(image, spectrogram)
-        v_transformed, a_transformed = self.network(transform(image), spectrogram)
+        v_transformed = self.network.see(transform(image))
         with in_float32(v):
             wanted = transform(matching(v[0], a[0]))
-            return self.objective(v[0], v_transformed[0], a[0], a_transformed[0], wanted)
+            return self.objective(v[0], v_transformed[0], a[0], a[0], wanted)
 
 
 class Alignment(TwoTower):

@@ -47,24 +47,39 @@ class TwoTowers(nn.Module):
             FNAC). ``two_heads``: two of each, and a momentum copy of everything (SLAVC).
         dim: width of the heads; 512 in the papers.
         tower: see `resnet`, for both towers.
+        sound_tower: see `resnet`, for the tower that hears; None for ``tower``.
         dropout: probability with which a picture's features are dropped before the heads, in training. 0.9 in SLAVC and
             FNAC.
+
+    Raises:
+        ValueError: ``headless`` with towers of different widths.
 
     Attributes:
         momentum: the copy that follows these weights (`follow`), without gradient; None but for ``two_heads``.
     """
 
     def __init__(
-        self, design: Design = "one_head", dim: int = 512, tower: dict[str, Any] | None = None, dropout: float = 0.0
+        self,
+        design: Design = "one_head",
+        dim: int = 512,
+        tower: dict[str, Any] | None = None,
+        dropout: float = 0.0,
+        sound_tower: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.design: Design = design
         heads = {"headless": 0, "one_head": 1, "two_heads": 2}[design]
         stride: Literal[16, 32] = 32 if heads else 16
-        self.imgnet, self.audnet = resnet(tower, 3, stride), resnet(tower, 1, stride)
+        self.imgnet, self.audnet = resnet(tower, 3, stride), resnet(sound_tower or tower, 1, stride)
         width: int = self.imgnet.num_features  # type: ignore[assignment]
+        heard: int = self.audnet.num_features  # type: ignore[assignment]
+        if not heads and width != heard:
+            raise ValueError(
+                f"Without heads both towers need last layers of one width, but tower has {width} channels and "
+                f"sound_tower {heard}. Make their last channels equal."
+            )
         self.img_proj = nn.ModuleList(nn.Conv2d(width, dim, 1) for _ in range(heads))
-        self.aud_proj = nn.ModuleList(nn.Linear(width, dim) for _ in range(heads))
+        self.aud_proj = nn.ModuleList(nn.Linear(heard, dim) for _ in range(heads))
         self.drop = nn.Dropout(dropout)
         self.momentum: TwoTowers | None = None
         if heads == 2:
