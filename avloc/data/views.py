@@ -71,9 +71,10 @@ def draw_view(size: tuple[int, int], spec: InputSpec, rng: np.random.Generator |
     scaled = side if rng is None else max(side, int(side * spec.train_scale))
     width = height = scaled
     if spec.resize == "crop":
-        width, height = (max(scaled, round(length * scaled / min(size))) for length in size)
+        width, height = (max(scaled, length * scaled // min(size)) for length in size)
     if rng is None:
-        return View(width, height, (width - side) // 2, (height - side) // 2, side)
+        # As torchvision's Resize and CenterCrop, which releases look through, round.
+        return View(width, height, round((width - side) / 2), round((height - side) / 2), side)
     left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
     return View(width, height, left, top, side, rng.random() < spec.train_flip)
 
