@@ -35,6 +35,7 @@ COMMANDS: dict[Callable[..., None], tuple[str, dict[str, Any]]] = {
     **dict.fromkeys(of_experiments.TRAINER_COMMANDS, (EXPERIMENTS, PASSES_ON)),
     avloc.localize.command.localize: (RESULTS, {}),
     avloc.report.command.report: (RESULTS, {}),
+    avloc.report.command.leaderboard: (RESULTS, {}),
     avloc.report.command.rescore: (RESULTS, {}),
     data_prep.command.prep: (DATA, PASSES_ON | {"help_option_names": []}),  # a converter tells its own options
     avloc.audit.command.audit: (DATA, {}),

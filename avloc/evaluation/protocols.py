@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -53,6 +54,9 @@ the order of the set."""
 Summary = dict[str, "float | list[float]"]
 """Metric name to value; lists are curves, kept for reports and not logged."""
 
+Cut = Literal["test set", "fixed", "map", "truth", "none", "unknown"]
+"""Who chooses where maps are cut; see `Protocol`."""
+
 
 class ProtocolError(LookupError):
     """A protocol that does not exist, or a name that is taken."""
@@ -68,6 +72,8 @@ class Protocol:
         summary: all columns of a set to metrics.
         headline: the metric that a benchmark is judged by.
         note: what a reader of the numbers must know.
+        cut: who chooses where the maps of the headline are cut: ``test set``, which no user has; ``fixed`` beforehand;
+            each ``map`` (its larger half); the ``truth``'s area; ``none``, where all cuts count.
     """
 
     name: str
@@ -75,6 +81,7 @@ class Protocol:
     summary: Callable[[Samples], Summary]
     headline: str = "ciou"
     note: str = ""
+    cut: Cut = "unknown"
 
     @property
     def needs(self) -> str:
@@ -511,15 +518,15 @@ def of_single(samples: Samples) -> Summary:
     return {"ap": samples["pixels:ap"].mean().item(), **rates, "auc": auc(values).item()}
 
 
-BOXES: dict[str, tuple[Measure, Callable[[Samples], Summary] | None, str]] = {
-    "acl": (m.BOX_SWEEP, box_sweep, "19 fixed thresholds, >=; the row of the best AUC, chosen on this set"),
-    "fixed": (m.BOX_SWEEP, partial(box, measure=m.BOX_SWEEP, column=SWEEP.index(0.5)), "map >= 0.5"),
-    "median": (m.MEDIAN, None, "the larger half of the map, >=, no normalisation (ACL-SSL, thr=None)"),
-    "top50": (m.TOP50, None, "min-max, sorted index HW//2, >= (EZ-VSL, SLAVC)"),
-    "top50-strict": (m.STRICT, None, "min-max, sorted index HW//2, > (SSLalign)"),
-    "lvs": (m.LVS, None, "negate, min-max, flip; > or >= 1 (LVS)"),
-    "adaptive": (m.ADAPTIVE, None, "as many pixels as the truth has, > (SSLalign)"),
-    "adaptive-ge": (m.ADAPTIVE_GE, None, "as many pixels as the truth has, >= (ACL-SaN)"),
+BOXES: dict[str, tuple[Measure, Callable[[Samples], Summary] | None, str, Cut]] = {
+    "acl": (m.BOX_SWEEP, box_sweep, "19 fixed thresholds, >=; the row of the best AUC, chosen on this set", "test set"),
+    "fixed": (m.BOX_SWEEP, partial(box, measure=m.BOX_SWEEP, column=SWEEP.index(0.5)), "map >= 0.5", "fixed"),
+    "median": (m.MEDIAN, None, "the larger half of the map, >=, no normalisation (ACL-SSL, thr=None)", "map"),
+    "top50": (m.TOP50, None, "min-max, sorted index HW//2, >= (EZ-VSL, SLAVC)", "map"),
+    "top50-strict": (m.STRICT, None, "min-max, sorted index HW//2, > (SSLalign)", "map"),
+    "lvs": (m.LVS, None, "negate, min-max, flip; > or >= 1 (LVS)", "map"),
+    "adaptive": (m.ADAPTIVE, None, "as many pixels as the truth has, > (SSLalign)", "truth"),
+    "adaptive-ge": (m.ADAPTIVE_GE, None, "as many pixels as the truth has, >= (ACL-SaN)", "truth"),
 }
 SOUNDS = (m.BOX_SWEEP_EPS, m.SURENESS)
 HALVES = (m.TOP50, m.SURENESS)
@@ -537,12 +544,17 @@ SEMANTIC: dict[str, tuple[Callable[..., Summary], str]] = {
 
 ALL = [
     *(
-        Protocol(f"{test}/{name}", (measure,), summary or partial(box, measure=measure), note=note)
+        Protocol(f"{test}/{name}", (measure,), summary or partial(box, measure=measure), note=note, cut=cut)
         for test in ("vggss", "flickr")
-        for name, (measure, summary, note) in BOXES.items()
+        for name, (measure, summary, note, cut) in BOXES.items()
     ),
     Protocol(
-        "interactive/is3", (m.STRICT, m.ADAPTIVE), grouped, "iiou", "all members of a group must succeed (SSLalign)"
+        "interactive/is3",
+        (m.STRICT, m.ADAPTIVE),
+        grouped,
+        "iiou",
+        "all members of a group must succeed (SSLalign)",
+        cut="map",
     ),
     Protocol(
         "interactive/acl",
@@ -550,9 +562,15 @@ ALL = [
         grouped_sweep,
         "iiou",
         "all members of a group; the one of 19 thresholds with the best AUC, chosen on this set",
+        cut="test set",
     ),
     Protocol(
-        "extended/acl", SOUNDS, extended_acl, "ap", "the method's confidence; the best of 19 thresholds, on this set"
+        "extended/acl",
+        SOUNDS,
+        extended_acl,
+        "ap",
+        "the method's confidence; the best of 19 thresholds, on this set",
+        cut="test set",
     ),
     Protocol(
         "extended/slavc",
@@ -560,17 +578,32 @@ ALL = [
         extended_half,
         "ap",
         "top50; confidence is the mean of the map's largest quarter; max-F1 over some ten thresholds, rounded",
+        cut="map",
     ),
-    Protocol("extended/slavc-absolute", SOUNDS, extended_absolute, "ap", "as extended/slavc with map >= 0.5"),
-    Protocol("extended/exact", SOUNDS, extended_exact, "ap", "textbook AP and max-F1 over all confidences"),
-    Protocol("avs/dataset", FRAMES, of_dataset, "miou", "map > 0.5; F from the mean curve of the whole set"),
-    Protocol("avs/acl", FRAMES, acl_frames, "miou", "best of 19 thresholds, chosen on this set, >; F of the whole set"),
+    Protocol(
+        "extended/slavc-absolute", SOUNDS, extended_absolute, "ap", "as extended/slavc with map >= 0.5", cut="fixed"
+    ),
+    Protocol(
+        "extended/exact", SOUNDS, extended_exact, "ap", "textbook AP and max-F1 over all confidences", cut="test set"
+    ),
+    Protocol(
+        "avs/dataset", FRAMES, of_dataset, "miou", "map > 0.5; F from the mean curve of the whole set", cut="fixed"
+    ),
+    Protocol(
+        "avs/acl",
+        FRAMES,
+        acl_frames,
+        "miou",
+        "best of 19 thresholds, chosen on this set, >; F of the whole set",
+        cut="test set",
+    ),
     Protocol(
         "avs/official",
         FRAMES,
         partial(of_batches, videos=4, threshold=0.5),
         "miou",
         "map > 0.5; F is a maximum per batch of 4 videos (AVSBench)",
+        cut="fixed",
     ),
     Protocol(
         "avs/gavs",
@@ -578,6 +611,7 @@ ALL = [
         partial(of_batches, videos=1, threshold=SWEEP[7]),
         "miou",
         "map > 0.4; F is a maximum per video (GAVS)",
+        cut="fixed",
     ),
     Protocol(
         "avs/adaptive",
@@ -585,6 +619,7 @@ ALL = [
         adaptive_frames,
         "miou",
         "as many pixels as the truth has, >; F is that of avs/dataset (third party: ACL-SaN)",
+        cut="truth",
     ),
     Protocol(
         "avs/acl-adaptive",
@@ -592,9 +627,10 @@ ALL = [
         frames_of_area,
         "miou",
         "IoU and F of as many highest pixels as the truth has, which is the paper's mIoU and F-Score Adaptive",
+        cut="truth",
     ),
     *(
-        Protocol(f"{family}/{name}", (m.classes(number),), partial(summary, number=number), "miou", note)
+        Protocol(f"{family}/{name}", (m.classes(number),), partial(summary, number=number), "miou", note, "fixed")
         for family, number in (("avss", 71), ("avss17", 17))  # the latter is the embedded world's
         for name, (summary, note) in SEMANTIC.items()
     ),
@@ -604,6 +640,7 @@ ALL = [
         partial(robust_conditions, videos={}),
         "miou_positive",
         "batches of one video; under negative sound against the original mask, lower is better",
+        cut="fixed",
     ),
     Protocol(
         "robust/s4",
@@ -611,6 +648,7 @@ ALL = [
         partial(robust_conditions, videos=S4_VIDEOS),
         "miou_positive",
         "batches of one video, of two under negative sound; against the original mask, lower is better",
+        cut="fixed",
     ),
     Protocol(
         "robust/acl",
@@ -619,6 +657,7 @@ ALL = [
         "gmiou",
         "map > the threshold with the best positive mIoU of 19, chosen on this set; F of the whole set; under negative "
         "sound against the original mask, lower is better; G: harmonic mean of the positive and 1 - the mean negative",
+        cut="test set",
     ),
     Protocol(
         "robust/global-inferred",
@@ -626,14 +665,18 @@ ALL = [
         partial(robust_global, videos={}),
         "gmiou",
         "as robust/acl from the scores of robust/avsbench: map > 0.5, F a maximum per video",
+        cut="fixed",
     ),
-    Protocol("negative/pia", (m.PIA,), share, "pia", "share of the image with map >= 0.5; lower is better"),
+    Protocol(
+        "negative/pia", (m.PIA,), share, "pia", "share of the image with map >= 0.5; lower is better", cut="fixed"
+    ),
     Protocol(
         "single/tvsl",
         (m.HALF, m.PIXELS),
         of_single,
         "ap",
         "AP of the map's pixels; IoU@ and AUC of the larger half. The release cannot run this table: own definition",
+        cut="none",
     ),
     Protocol(
         "multi/acl",
@@ -642,6 +685,7 @@ ALL = [
         "cap",
         "maps paired with sources by the largest sum of AP; PIAP of the largest map against the union; success rates "
         "at the one of 19 thresholds with the best AUC, chosen on this set",
+        cut="none",
     ),
     Protocol(
         "multi/sources",
@@ -649,6 +693,7 @@ ALL = [
         of_sources,
         "cap",
         "each source on its own map, its larger half without pixels of 0; AP of the map",
+        cut="none",
     ),
     Protocol(
         "multi/tvsl",
@@ -657,11 +702,19 @@ ALL = [
         "cap",
         "CIoU@ are success rates of the map cut at 0.3; release@ is what the release calls CIoU@, the mean cIoU of "
         "the map cut there; non-binary truth has no AP",
+        cut="none",
     ),
     Protocol(
-        "multi/noprior", (m.NOPRIOR,), of_noprior, "ciou@30", "tiles cut at their median; greedy matching; binary AP"
+        "multi/noprior",
+        (m.NOPRIOR,),
+        of_noprior,
+        "ciou@30",
+        "tiles cut at their median; greedy matching; binary AP",
+        cut="map",
     ),
-    Protocol("multi/avgn", (*HALVES, m.PIXELS), of_avgn, "ap", "as extended/slavc; PIAP with swapped arguments"),
+    Protocol(
+        "multi/avgn", (*HALVES, m.PIXELS), of_avgn, "ap", "as extended/slavc; PIAP with swapped arguments", cut="map"
+    ),
 ]
 
 PROTOCOLS: dict[str, Protocol] = {p.name: p for p in ALL}

@@ -1,4 +1,4 @@
-"""Commands on tested runs: `avloc report` and `avloc rescore`."""
+"""Commands on tested runs: `avloc report`, `avloc leaderboard` and `avloc rescore`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from avloc.names import complete_run
 from avloc.plugins import VARIABLE
 
-__all__ = ["report", "rescore"]
+__all__ = ["leaderboard", "report", "rescore"]
 
 OF_A_PLUGIN = f"If a module of yours adds it, name that: {VARIABLE}=MODULE before the command."
 Runs = Annotated[
@@ -63,6 +63,46 @@ def report(
         keys=keys,
         protocols=PROTOCOLS,
     )
+
+
+def leaderboard(
+    results: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN|FILE...",
+            help="Folders of tested runs, entries (JSON) that a leaderboard wrote, and folders of those.",
+            autocompletion=complete_run,
+        ),
+    ],
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="primary for each set's own, a rule (acl, adaptive, top50) for every protocol of that rule, or one "
+            "in full (vggss/acl)."
+        ),
+    ] = "primary",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for leaderboard.html, .md, .tex, .csv, and entries/ of the runs."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Data folder, to count which test clips each training list holds. Reads every record."),
+    ] = None,
+    published: Annotated[bool, typer.Option(help="Add the papers' rows that no run reproduces.")] = True,
+) -> None:
+    """Lay out all methods on all test sets under one protocol, with the published numbers.
+
+    With --out, each run also becomes an entry: a small JSON to commit and to lay out with those of other people.
+
+    Example: `avloc leaderboard runs/*/version_* board/entries --protocol acl --out board`
+    """
+    from avloc.evaluation.protocols import PROTOCOLS
+    from avloc.evaluation.results import numbers_of_some
+    from avloc.report.leaderboard import leaderboard as write_leaderboard
+
+    judged = {name: (known.headline, known.cut) for name, known in PROTOCOLS.items()}
+    write_leaderboard(results, protocol, out, data, published, judged, numbers_of_some)
 
 
 def rescore(runs: Runs) -> None:

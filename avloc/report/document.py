@@ -50,6 +50,7 @@ class Section:
         asked: whether the figures were asked for by their keys: all are drawn with a column for each sample.
         notes: what is told besides the table's own notes.
         breakdowns: smaller tables below it.
+        sortable: whether a click on a column's heading sorts the rows by it.
     """
 
     title: str
@@ -62,6 +63,7 @@ class Section:
     asked: bool = False
     notes: Sequence[str] = ()
     breakdowns: Sequence[ResultTable] = ()
+    sortable: bool = False
 
 
 def write_document(path: Path, title: str, runs: Sequence[Run], sections: Sequence[Section]) -> None:
@@ -75,6 +77,7 @@ def write_document(path: Path, title: str, runs: Sequence[Run], sections: Sequen
         sections=shown,
         scripted=any(s["filtered"] or (len(s["rows"]) > LONG and len(s["optional"]) > 1) for s in shown),
         long=LONG,
+        sorted=any(s["sortable"] for s in shown),
         inverted=any(a["heard_as"] for s in shown for f in s["figures"] for a in f["answers"]),
         coloured=any(e["sources"] for s in shown for f in s["figures"] for e in f["samples"]),
         intervals=any(c["interval"] for s in shown for row in s["rows"] for c in row["cells"]),
@@ -106,6 +109,7 @@ def chapter(number: int, section: Section) -> dict[str, Any]:
         "breakdowns": [broken_down(f"s{number}b{i}", each) for i, each in enumerate(section.breakdowns)],
         "kept": section.kept,
         "samples": section.samples,
+        "sortable": section.sortable,
     }
 
 

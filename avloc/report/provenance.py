@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -14,10 +15,12 @@ import torch
 import yaml
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
+from torch.utils.flop_counter import FlopCounterMode
 
-from avloc.methods.base import global_seed
+from avloc.methods.base import Localizer, global_seed
 from avloc.report.published import Reference
 from avloc.report.telemetry import run_folder, write_json
+from avloc.types import AVBatch
 
 __all__ = ["Provenance", "git_state"]
 
@@ -35,8 +38,14 @@ PACKAGES = (
 )
 
 
+COST_OF = 8
+"""Pictures of the batch on which the cost of an answer is measured."""
+
+
 class Provenance(Callback):
     """Writes ``run.json`` and the loggers' configuration: what ran, from which code, on which weights.
+
+    A test adds ``cost``: floating-point operations and seconds of an answer, per picture.
 
     Args:
         experiment: the run's name in reports; "" for its folder's name.
@@ -45,6 +54,7 @@ class Provenance(Callback):
 
     def __init__(self, experiment: str = "", reproduces: Reference | None = None) -> None:
         self.experiment, self.reproduces = experiment, reproduces
+        self.about: dict[str, Any] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.record(trainer, pl_module)
@@ -52,12 +62,29 @@ class Provenance(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.record(trainer, pl_module)
 
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: AVBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx or dataloader_idx:
+            return
+        folder = run_folder(trainer)
+        if trainer.is_global_zero and isinstance(pl_module, Localizer):
+            with trainer.precision_plugin.test_step_context():
+                self.about["cost"] = cost(pl_module, batch) | {"precision": str(trainer.precision)}
+            write_json(folder / "run.json", self.about)
+
     def record(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
         frozen = getattr(pl_module, "frozen_files", {})
-        about: dict[str, Any] = {
+        about = self.about = {
             "experiment": self.experiment,
             "seed": global_seed() if trainer.state.fn == "fit" else getattr(pl_module, "trained_with_seed", None),
             "method": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
@@ -76,6 +103,30 @@ class Provenance(Callback):
             logger.log_hyperparams({"provenance": about})
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "run.json", about)
+
+
+def cost(method: Localizer, batch: AVBatch) -> dict[str, Any]:
+    """What an answer costs, from two answers to the first `COST_OF` samples of a batch: one counts, one is timed.
+
+    Returns:
+        ``flops`` (matrix products, convolutions and attention; None where the method runs none in torch) and
+        ``seconds``, both per picture; ``pictures`` of the batch; ``device``.
+    """
+    few = batch.take(range(min(COST_OF, len(batch))))
+    on_gpu = method.device.type == "cuda"
+    with torch.random.fork_rng(devices=[method.device] if on_gpu else []):
+        with FlopCounterMode(display=False) as counter:
+            method.localize(few)
+        if on_gpu:
+            torch.cuda.synchronize(method.device)
+        started = time.perf_counter()
+        method.localize(few)
+        if on_gpu:
+            torch.cuda.synchronize(method.device)
+        seconds = time.perf_counter() - started
+    device = torch.cuda.get_device_name(method.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    flops = counter.get_total_flops() / len(few)
+    return {"flops": flops or None, "seconds": seconds / len(few), "pictures": len(few), "device": device}
 
 
 def git_state() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from avloc.report import provenance
 from avloc.report.provenance import Provenance
 from avloc.report.published import Reference
 from avloc.report.tables import read_run
-from tests.report.toy import Data, Toy, trainer
+from tests.report.toy import Data, Toy, make_batch, trainer
 
 
 def test_run_json_tells_where_the_run_came_from(tmp_path, capsys, monkeypatch):
@@ -32,6 +32,30 @@ def test_run_json_tells_where_the_run_came_from(tmp_path, capsys, monkeypatch):
     (folder / "results.json").write_text(json.dumps(results))
     read = read_run(folder)
     assert (read.name, read.reproduces["variant"]) == ("souple_ctx4", "ctx=4, 20 epochs")
+
+
+def test_a_test_tells_what_an_answer_costs(tmp_path):
+    class Weighing(Toy):
+        asked = 0
+
+        def localize(self, batch):
+            self.asked += 1
+            self.tower(torch.rand(len(batch), 10))  # 2 * 10 * 10 operations a picture
+            return super().localize(batch)
+
+    method = Weighing()
+    run = trainer(tmp_path, [Provenance("mine")], max_epochs=1)
+    run.test(method, Data(), verbose=False)
+    batches = sum(run.num_test_batches)
+    assert method.asked == batches + 2
+    cost = json.loads((tmp_path / "toy" / "version_0" / "run.json").read_text())["cost"]
+    assert cost["flops"] == 200
+    assert 0 < cost["seconds"] < 1
+    assert cost["pictures"] <= provenance.COST_OF
+    assert cost["precision"] == "32-true"
+    state = torch.get_rng_state()
+    provenance.cost(method, make_batch(0, 3))
+    assert torch.equal(torch.get_rng_state(), state)  # later answers draw what they would have drawn
 
 
 def repository(folder):
