@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import httpx
 from filelock import FileLock
 
-from avloc.files import complete
+from avloc.files import complete, write_whole
 from avloc.weights import KNOWN, WeightError, candidates, present, sha256, weights_folder
 
 __all__ = ["TIMEOUT_S", "DownloadError", "fetch", "missing", "recorded"]
@@ -215,7 +215,7 @@ def download(address: str, part: Path, progress: Progress) -> None:
                 raise DownloadError("the file there has changed: try again.")
             answer = read_answer(response, start)
             check_room(part.parent, answer)
-            about.write_text(json.dumps({"address": address, "version": answer.version}))
+            write_whole(about, json.dumps({"address": address, "version": answer.version}))
             write(response, part, answer, progress)
     except (httpx.HTTPError, httpx.InvalidURL) as e:
         raise DownloadError(f"{str(e) or type(e).__name__} (waited at most {TIMEOUT_S:g} s). {kept(part)}") from e

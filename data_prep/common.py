@@ -51,6 +51,8 @@ from avloc.data.media import (
 )
 from avloc.data.schema import Audio, Frame, Sample, sample_key
 from avloc.data.shards import Job, Skipped, WriteReport, make, write_json, write_shards
+from avloc.files import write_whole
+from avloc.processes import end_with_parent
 
 __all__ = [
     "AS_PUBLISHED",
@@ -332,10 +334,11 @@ def run(plan: Plan, args: argparse.Namespace) -> int:
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as f:  # names may be no UTF-8
-        writer = csv.writer(f)
-        writer.writerow(columns)
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode(errors="backslashreplace"))  # names may be no UTF-8
 
 
 KINDS = {
@@ -429,7 +432,7 @@ class Pool:
     def start(self, processes: int | None = None) -> ProcessPoolExecutor:
         context = get_context("forkserver")
         context.set_forkserver_preload(["data_prep.common"])
-        return ProcessPoolExecutor(processes or self.processes, mp_context=context)
+        return ProcessPoolExecutor(processes or self.processes, mp_context=context, initializer=end_with_parent)
 
     def __call__(self, jobs: Sequence[Job]) -> Iterator[Sample | Skipped]:
         waiting: deque[tuple[Job, Future[Sample | Skipped]]] = deque()

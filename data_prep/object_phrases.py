@@ -51,6 +51,7 @@ from avloc.data.lists import unmatched
 from avloc.data.module import AVDataModule
 from avloc.data.phrases import Variant, phrases_path
 from avloc.data.schema import Record, Sample, SampleError, SchemaError
+from avloc.files import complete, write_whole
 from avloc.types import InputSpec
 from avloc.weights import WeightError
 from data_prep.phrase_models import (
@@ -212,7 +213,7 @@ class Journal:
         self.troubles: dict[str, str] = {}
         cut_torn_line(self.path)
         if not self.path.exists():
-            self.path.write_text(told + "\n", encoding="utf-8")
+            write_whole(self.path, told + "\n")
         self.read()
 
     def read(self) -> dict[str, str]:
@@ -517,12 +518,8 @@ def say(console: Console, text: str) -> None:
 def write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """Rows with `COLUMNS`, whole or not at all."""
     table = pa.table({name: pa.array([row[name] for row in rows], pa.string()) for name in COLUMNS})
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
-        pq.write_table(table, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with complete(path) as part:
+        pq.write_table(table, part)
 
 
 def summarise(console: Console, rows: Sequence[Mapping[str, str]]) -> None:

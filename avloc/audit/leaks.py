@@ -6,10 +6,8 @@ start at different times leak by video, and overlap where their windows do.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from avloc.audit.lists import FORMATS, AuditError, Clip, Listing, read_id, read_list, spelling
+from avloc.files import write_whole
 
 __all__ = ["Audit", "AuditError", "Clip", "Leaks", "audit", "find_leaks", "read_id"]
 
@@ -225,16 +224,12 @@ def write_clean(found: Audit, path: Path) -> dict[str, Any]:
         kept = dict.fromkeys(spelling(row.id) for i, row in enumerate(train.rows) if i not in leaking)
         csv.writer(text, lineterminator="\n").writerows([id] for id in kept)
         content = text.getvalue().encode()
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        write_whole(path, content)
     except OSError as e:
-        raise AuditError(f"The clean list {path} cannot be written ({e}). Name a file in a writable folder.") from e
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        why = e.__cause__ or e
+        raise AuditError(f"The clean list {path} cannot be written ({why}). Name a file in a writable folder.") from e
     return {"file": str(path), "kept": len(train.rows) - len(leaking), "removed": len(leaking)}
 
 

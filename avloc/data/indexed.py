@@ -23,7 +23,7 @@ from avloc.data.stored import FeatureStore
 from avloc.data.views import Grid, grid_of
 from avloc.types import InputSpec
 
-__all__ = ["ANOTHER_CONTEXT", "ROWS", "Clips", "Context", "EvalSet", "Sound", "StridedSampler"]
+__all__ = ["ANOTHER_CONTEXT", "ROWS", "Clips", "Context", "EvalSet", "Sound", "WholeBatches"]
 
 log = logging.getLogger(__name__)
 
@@ -393,8 +393,12 @@ class Clips(Dataset[list[Item]]):
         return [self.data[unit] for unit in self.places[i]]
 
 
-class StridedSampler(DistributedSampler[int]):
-    """Units ``range(rank, n, world)``: all of them once over all processes, none padded, none dropped.
+class WholeBatches(DistributedSampler[int]):
+    """Units of a set, dealt in whole batches: batch b, units ``b * size`` and on, is of process ``b % world``.
+
+    All of them once over all processes, none padded, none dropped; and whatever the number of processes, the same
+    units share a batch. A network's own floats differ in their last digits with the batch that a sample is in, so this
+    is what makes them equal. Where there are fewer batches than processes, batches are smaller.
 
     It is a ``DistributedSampler`` because Lightning leaves those alone, whatever ``use_distributed_sampler``
     says.
@@ -403,16 +407,22 @@ class StridedSampler(DistributedSampler[int]):
         rank: this process.
         n: units of the set.
         world: number of processes.
+        size: units of a batch.
+
+    Attributes:
+        size: units of a batch, for the loader.
 
     Raises:
         ValueError: fewer units than processes; an idle process makes its peers crash or hang.
     """
 
-    def __init__(self, rank: int, n: int, world: int) -> None:
+    def __init__(self, rank: int, n: int, world: int, size: int) -> None:
         if n < world:
             raise ValueError(f"A set of {n} samples cannot be shared by {world} processes. Use at most {n}.")
         super().__init__(range(n), num_replicas=world, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        self.places = range(rank, n, world)
+        self.size = min(size, n // world)
+        first = range(rank * self.size, n, world * self.size)
+        self.places = [i for start in first for i in range(start, min(start + self.size, n))]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.places)

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from avloc.data.index import Index, ShardError, read_index, remote
-from avloc.data.indexed import Clips, Context, EvalSet, Sound, StridedSampler
+from avloc.data.indexed import Clips, Context, EvalSet, Sound, WholeBatches
 from avloc.data.items import Item, collate
 from avloc.data.phrases import read_phrases
 from avloc.data.stored import FeatureStore, StoreError, open_features, others, store_name, stored_folder
@@ -66,7 +66,8 @@ class AVDataModule(LightningDataModule):
         batch_size: training samples of a step over all processes, whose number must divide it: the same YAML
             means the same step on one GPU and on two. Frames are counted where the method takes clips, and each
             process sees whole ones: it must be a multiple of both numbers' product.
-        eval_batch_size: evaluation samples per process; of whole clips as many as fit, at least one.
+        eval_batch_size: evaluation samples of a batch; of whole clips as many as fit, at least one. Processes share
+            whole batches, so their number changes no digit, unless a set has fewer batches than processes.
         num_workers: loader processes per process.
         seed: of the sound controls and, with the run's own added (``seed_everything``), of order and augmentation: runs
             with different seeds see training in another order, and are tested alike.
@@ -337,12 +338,12 @@ class AVDataModule(LightningDataModule):
         put_together: Callable[[Any], AVBatch] = collate if clip == 1 else collate_clips
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         try:
-            sampler = StridedSampler(rank, len(read), world)
+            sampler = WholeBatches(rank, len(read), world, max(1, self.eval_batch_size // clip))
         except ValueError as e:
             raise ShardError(f"{dataset.name}: {e}") from e
         return DataLoader(
             read,
-            batch_size=max(1, self.eval_batch_size // clip),
+            batch_size=sampler.size,
             sampler=sampler,
             collate_fn=put_together,
             **loader_options(self.num_workers),

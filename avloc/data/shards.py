@@ -28,6 +28,7 @@ import webdataset
 from avloc.data.index import Index, Shard, ShardError, read_shard
 from avloc.data.media.files import signature
 from avloc.data.schema import SCHEMA_VERSION, Record, Sample
+from avloc.files import write_whole
 
 __all__ = ["Job", "ShardWriter", "Skipped", "WriteReport", "make", "write_json", "write_shards"]
 
@@ -411,15 +412,7 @@ def units_of(folder: Path, note: dict[str, Any]) -> int:
 
 def write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
-        with temporary.open("w") as f:
-            json.dump(content, f, indent=1)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, json.dumps(content, indent=1))
 
 
 def no_space(folder: Path, file: str, error: OSError) -> Exception:

@@ -25,6 +25,7 @@ from avloc.data.plan import EpochPlan, WorkerShare
 from avloc.data.schema import Record, Sample, SampleError, SchemaError
 from avloc.data.stored import FeatureStore
 from avloc.data.views import Grid, grid_of
+from avloc.processes import end_with_parent
 from avloc.types import AVBatch, InputSpec
 
 __all__ = ["Frames", "ResumableLoader", "TrainStream", "loader_options"]
@@ -354,5 +355,5 @@ def loader_options(num_workers: int) -> dict[str, Any]:
         # imported before the fork server forks is not imported again by every worker of every loader.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["avloc.data.stream", "avloc.data.indexed"])
-        options["multiprocessing_context"] = context
+        options |= {"multiprocessing_context": context, "worker_init_fn": end_with_parent}
     return options

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from avloc.evaluation.measures import EXTENTS, IDENTITIES, KINDS, UNIVERSAL
 from avloc.evaluation.protocols import PROTOCOLS, Samples, Summary, protocol, summarise_universal
-from avloc.files import complete
+from avloc.files import complete, write_whole
 from avloc.metrics.universal import GRID, choose_threshold
 
 __all__ = [
@@ -205,8 +205,7 @@ def rescore(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
-    with complete(path) as part:
-        part.write_text(json.dumps(finite(results), indent=1, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(finite(results), indent=1, allow_nan=False) + "\n")
 
 
 def finite(value: Any) -> Any:

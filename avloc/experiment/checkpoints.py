@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from avloc.errors import UsageError
-from avloc.files import complete
+from avloc.files import WriteError, complete
 from avloc.methods.checkpoint import CheckpointError, read_checkpoint
 
 __all__ = [
@@ -55,8 +55,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
             with complete(path) as part, part.open("wb") as f:
                 torch.save(checkpoint, f)
         except (OSError, RuntimeError) as e:  # torch's writer says so of a full disk
+            why = e.__cause__ if isinstance(e, WriteError) else e
             raise CheckpointError(
-                f"{path} could not be written ({e}). An older file of that name is untouched; free some space and "
+                f"{path} could not be written ({why}). An older file of that name is untouched; free some space and "
                 "go on with --resume."
             ) from e
 

@@ -20,6 +20,7 @@ import yaml
 from avloc import RUNS
 from avloc.errors import UsageError
 from avloc.names import complete_experiment, find_config, newest, with_found_configs
+from avloc.processes import name_to_children
 
 __all__ = [
     "KEYS",
@@ -191,7 +192,8 @@ def train(
 
 def run_to_its_end(command: list[str]) -> int:
     """Run a program and return its exit code; what asks this process to end asks the program, and waits for it."""
-    process = subprocess.Popen(command)
+    with name_to_children():  # should this process be killed, the program ends too
+        process = subprocess.Popen(command)
     asked = (signal.SIGTERM, signal.SIGUSR1) if hasattr(signal, "SIGUSR1") else (signal.SIGTERM,)
     before = {number: signal.getsignal(number) for number in asked}
     ended = False

@@ -33,9 +33,11 @@ from avloc.experiment.checkpoints import (
     leads,
     own_folder,
 )
+from avloc.experiment.signals import Preemption
 from avloc.methods.base import Localizer
 from avloc.methods.checkpoint import read_checkpoint
 from avloc.methods.load import load_method
+from avloc.processes import end_with_my_parent, name_to_children
 from avloc.report.pictures import Panels
 from avloc.report.predictions import Predictions
 from avloc.report.provenance import Provenance
@@ -43,9 +45,6 @@ from avloc.report.published import Reference
 from avloc.report.telemetry import Throughput, default_loggers
 
 __all__ = ["ExperimentCLI", "instantiate", "instantiate_method", "model_settings"]
-
-TERMINATED = 143
-"""Exit code of a run that a signal ended: 128 and SIGTERM's number, as shells say."""
 
 NOT_BAREBONES = (
     "enable_checkpointing",
@@ -79,6 +78,7 @@ class ExperimentCLI(LightningCLI):
     """What the run holds until it ends: its folder."""
     asked: str
     """The subcommand. The parsers of the others, which take as long to build, are not."""
+    preemption: Preemption
 
     @classmethod
     def run(cls, args: list[str]) -> ExperimentCLI:
@@ -87,8 +87,13 @@ class ExperimentCLI(LightningCLI):
             warnings.filterwarnings("ignore", message)
         strict = {"allow_abbrev": False}
         cls.asked = args[0]
+        end_with_my_parent()
+        preemption = Preemption()
         try:
             with contextlib.ExitStack() as cls.held:
+                cls.preemption = preemption
+                cls.held.callback(preemption.close)
+                cls.held.enter_context(name_to_children())
                 return cls(
                     Localizer,
                     AVDataModule,
@@ -101,7 +106,7 @@ class ExperimentCLI(LightningCLI):
                     trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
                 )
         except SIGTERMException as e:  # which would end as if all had gone well
-            raise SystemExit(TERMINATED) from e
+            raise SystemExit(preemption.exit_code) from e
 
     @classmethod
     def subcommands(cls) -> dict[str, set[str]]:
@@ -173,7 +178,7 @@ class ExperimentCLI(LightningCLI):
         if sys.stdout.isatty() and not settings.trainer.barebones and settings.trainer.enable_progress_bar is not False:
             callbacks.append(RichProgressBar())
         kwargs |= self.places()
-        kwargs["callbacks"] = [*callbacks, Journal()]
+        kwargs["callbacks"] = [*callbacks, Journal(), self.preemption]
         plugins = self.own_plugins()
         ours = [] if any(isinstance(plugin, CheckpointIO) for plugin in plugins) else [AtomicCheckpoints()]
         kwargs["plugins"] = [*plugins, *ours]

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.serialization import get_safe_globals
 
@@ -96,6 +97,19 @@ class Localizer(LightningModule):
         self, batch: AVBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> Localization:
         return self.localize(batch)
+
+    def on_validation_start(self) -> None:
+        # Processes may have different numbers of batches, so within them none may wait for another: buffers, which DDP
+        # would copy from process zero before each batch, are copied once.
+        wrapped = self.trainer.model
+        if isinstance(wrapped, DistributedDataParallel):
+            if wrapped.will_sync_module_buffers():
+                wrapped._sync_buffers()
+            self._copies_buffers, wrapped.broadcast_buffers = wrapped.broadcast_buffers, False
+
+    def on_validation_end(self) -> None:
+        if isinstance(self.trainer.model, DistributedDataParallel):
+            self.trainer.model.broadcast_buffers = self._copies_buffers
 
     def test_step(  # type: ignore[override]
         self, batch: AVBatch, batch_idx: int, dataloader_idx: int = 0

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from avloc.files import write_whole
 from avloc.report.curves import Plot, svg
 from avloc.report.gallery import Entry, Figure, Kept, rows_of, sound
 from avloc.report.layout import ResultTable
@@ -82,7 +83,7 @@ def write_document(path: Path, title: str, runs: Sequence[Run], sections: Sequen
         coloured=any(e["sources"] for s in shown for f in s["figures"] for e in f["samples"]),
         intervals=any(c["interval"] for s in shown for row in s["rows"] for c in row["cells"]),
     )
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text)
 
 
 def chapter(number: int, section: Section) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
+from avloc.files import write_whole
+
 __all__ = [
     "Panel",
     "Sources",
@@ -248,7 +250,7 @@ def gallery(panels: Sequence[Panel], path: Path | str, title: str = "") -> None:
     for strip in strips:
         canvas[top : top + strip.shape[0], : strip.shape[1]] = strip
         top += strip.shape[0]
-    Path(path).write_bytes(png(captioned(canvas, title) if title else canvas))
+    write_whole(Path(path), png(captioned(canvas, title) if title else canvas))
 
 
 def page(panels: Sequence[Panel], path: Path | str, title: str = "") -> None:
@@ -265,7 +267,7 @@ def page(panels: Sequence[Panel], path: Path | str, title: str = "") -> None:
         for p in panels
     ]
     template = Environment(loader=PackageLoader("avloc.report"), autoescape=True).get_template("panels.html")
-    Path(path).write_text(template.render(title=title, rows=rows), encoding="utf-8")
+    write_whole(Path(path), template.render(title=title, rows=rows))
 
 
 def png(picture: Pixels) -> bytes:

@@ -12,6 +12,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from avloc.evaluation.answers import AnswersCallback
+from avloc.files import write_whole
 from avloc.methods.acl.inversion import Heard, class_phrases, heard_as
 from avloc.methods.base import Localizer
 from avloc.report.keys import KeysError, aliases, near, read_keys
@@ -170,9 +171,9 @@ class Panels(AnswersCallback):
             }
             files = {"picture": f"{file}.jpg", "true": f"{file}.truth.jpg", "heat": f"{file}.heat.jpg"}
             for tile, name in files.items():
-                (self.folder / name).write_bytes(jpeg(tiles[tile], height))
+                write_whole(self.folder / name, jpeg(tiles[tile], height), durable=False)
             if panel.audio is not None:
-                (self.folder / f"{file}.wav").write_bytes(wav(panel.audio, panel.rate))
+                write_whole(self.folder / f"{file}.wav", wav(panel.audio, panel.rate), durable=False)
             self.told.append(
                 {
                     "set": sets[loader].name,

@@ -10,6 +10,7 @@ import numpy as np
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from avloc.files import complete
 from avloc.report.telemetry import file_name, run_folder, set_name
 from avloc.types import AVBatch, Localization
 
@@ -46,4 +47,5 @@ class Predictions(BasePredictionWriter):
         heatmap = prediction.heatmap.half().cpu().numpy()
         confidence = prediction.confidence.float().cpu().numpy()
         for key, h, c in zip(batch.key, heatmap, confidence, strict=True):
-            np.savez_compressed(folder / f"{key}.npz", heatmap=h, confidence=c)
+            with complete(folder / f"{key}.npz", durable=False) as part, part.open("wb") as f:
+                np.savez_compressed(f, heatmap=h, confidence=c)

@@ -15,6 +15,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from avloc.files import write_whole
 from avloc.plugins import VARIABLE
 from avloc.report import published
 from avloc.report.breakdown import breakdowns
@@ -123,9 +124,9 @@ def report(
     if out is not None:
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.md").write_text("\n".join(to_markdown(t) for t in tables))
-        (folder / "report.tex").write_text("\n".join(to_latex(t) for t in tables))
-        to_frame(runs, bounds, places).to_csv(folder / "report.csv", index=False)
+        write_whole(folder / "report.md", "\n".join(to_markdown(t) for t in tables))
+        write_whole(folder / "report.tex", "\n".join(to_latex(t) for t in tables))
+        write_whole(folder / "report.csv", to_frame(runs, bounds, places).to_csv(index=False))
         names = " and ".join(dict.fromkeys(run.name for run in runs)) if len(runs) <= NAMED else f"{len(runs)} runs"
         beside = f"{paper} table {table}" if table else "the papers' tables" if paper == EVERY else f"{paper}'s tables"
         title = f"{names} beside {beside}" if paper else names

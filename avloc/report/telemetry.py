@@ -14,7 +14,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-from avloc.files import complete
+from avloc.files import write_whole
 from avloc.report.results import MODEL
 from avloc.types import AVBatch
 
@@ -104,8 +104,7 @@ class Throughput(Callback):
 
 def write_json(path: Path, content: Any) -> None:
     """The file gets its own name only when it is complete."""
-    with complete(path) as part:
-        part.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    write_whole(path, json.dumps(content, indent=1, default=str) + "\n")
 
 
 def run_folder(trainer: Trainer) -> Path:

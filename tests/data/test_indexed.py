@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, DistributedSampler
 
 from avloc.data.index import ShardError
-from avloc.data.indexed import EvalSet, StridedSampler, derangement
+from avloc.data.indexed import EvalSet, WholeBatches, derangement
 from avloc.data.items import collate
 from avloc.data.schema import Audio, Frame, Record, Sample, SampleError, Target
 from tests.data.make import SPEC, clip, duet, jpeg, number, painted, png, robust, sample, sound, toy_set
@@ -200,13 +200,26 @@ def test_a_tar_that_points_outside_is_refused(tmp_path: Path) -> None:
 
 
 def test_processes_share_the_units_exactly() -> None:
-    for n, world in [(7, 1), (7, 2), (7, 7), (250, 4)]:
-        parts = [list(StridedSampler(r, n, world)) for r in range(world)]
+    for n, world, size in [(7, 1, 3), (7, 2, 3), (7, 7, 3), (250, 4, 16), (33, 2, 16), (5, 3, 16)]:
+        parts = [WholeBatches(r, n, world, size) for r in range(world)]
         assert Counter(i for p in parts for i in p) == Counter(range(n))
-        assert [len(p) for p in parts] == [len(StridedSampler(r, n, world)) for r in range(world)]
-    assert isinstance(StridedSampler(0, 3, 2), DistributedSampler)
+        assert all(len(p) == len(list(p)) > 0 for p in parts)
+    assert isinstance(WholeBatches(0, 3, 2, 1), DistributedSampler)
     with pytest.raises(ValueError, match=r"2 samples cannot be shared by 3 processes. Use at most 2"):
-        StridedSampler(0, 2, 3)
+        WholeBatches(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("n", [48, 49, 63, 64])
+def test_the_same_units_share_a_batch_whatever_the_number_of_processes(n: int) -> None:
+    def batches(world: int) -> list[list[int]]:
+        """Cut as a DataLoader cuts them, who knows nothing of batches."""
+        met = []
+        for rank in range(world):
+            share = WholeBatches(rank, n, world, 16)
+            met += [b.tolist() for b in DataLoader(range(n), batch_size=share.size, sampler=share)]  # type: ignore[arg-type]
+        return sorted(met)
+
+    assert batches(1) == batches(2) == batches(3) == [[*range(s, min(s + 16, n))] for s in range(0, n, 16)]
 
 
 def test_a_record_is_scored_under_each_of_its_conditions(tmp_path: Path) -> None:

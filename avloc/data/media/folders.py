@@ -15,6 +15,7 @@ from typing import Any
 import indexed_gzip
 
 from avloc.data.media.files import PICTURES, SOUNDS, VIDEOS, MediaError, Member, Source, signature
+from avloc.files import write_whole
 
 __all__ = ["ARCHIVES", "Library", "clip_id", "parse_id", "without_suffix"]
 
@@ -177,5 +178,5 @@ def list_archive(archive: Path, notes: Path | None) -> tuple[list[tuple[str, int
             temporary = points.with_suffix(f".tmp{id(file)}")
             file.export_index(str(temporary))
             temporary.replace(points)
-            known.write_text(json.dumps([rows, cut]))
+            write_whole(known, json.dumps([rows, cut]))
     return rows, points, cut
