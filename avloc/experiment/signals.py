@@ -36,7 +36,7 @@ class Preemption(Callback):
     def __init__(self) -> None:
         self.asked = self.agreed = False
         self.trainer: Trainer | None = None
-        self.group: dist.ProcessGroup | None = None
+        self.group: Any = None  # dist.ProcessGroup, once there are several processes
         self.timer: threading.Timer | None = None
         self.before: dict[int, Any] = {}
 
