@@ -18,10 +18,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 @app.command("step")
 def bench_step(
-    method: Annotated[Literal["acl", "souple", "gavs", "seac", "tvsl"], typer.Option(help="Whose step.")] = "souple",
+    method: Annotated[
+        Literal["acl", "souple", "gavs", "seac", "tvsl", "ezvsl", "slavc", "fnac"], typer.Option(help="Whose step.")
+    ] = "souple",
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Samples; 8 by default, 16 frames of GAVS, 32 of SeAC, 16 of T-VSL.", show_default=False),
+        typer.Option(
+            help="Samples; 8 by default, 16 frames of GAVS, 32 of SeAC, 16 of the others.", show_default=False
+        ),
     ] = None,
     full_size: Annotated[
         bool, typer.Option(help="The published sizes with random weights instead of the embedded world's.")
@@ -40,14 +44,15 @@ def bench_step(
     ACL and SOUPLE against the passes that the step cannot do without; GAVS against its release's way, a loop that feeds
     the same frames one by one. SeAC's step reads stored features; told are the shares of VGGish and of the association
     module, without which no implementation could do. T-VSL's step has two sources; told is that of four, too.
+    EZ-VSL, SLAVC and FNAC against their unavoidable passes, and against the formulation of their papers as it stands.
 
     Example: `avloc bench step --method gavs --stored`
     """
     from avloc.bench.step import print_result
 
     options = {"--recompute": recompute, "--compile": compile, "--stored": stored}
-    taken = {"gavs": {"--stored"}, "seac": set[str](), "tvsl": set[str]()}.get(method, {"--recompute", "--compile"})
-    if refused := [name for name, given in options.items() if given and name not in taken]:
+    taken = {"acl": {"--recompute", "--compile"}, "souple": {"--recompute", "--compile"}, "gavs": {"--stored"}}
+    if refused := [name for name, given in options.items() if given and name not in taken.get(method, ())]:
         raise UsageError(f"bench step --method {method} has no {' and no '.join(refused)}. Leave it out.")
     if method == "gavs":
         from avloc.bench.gavs import measure_gavs
@@ -61,6 +66,10 @@ def bench_step(
         from avloc.bench.tvsl import measure_tvsl
 
         result = measure_tvsl(batch_size or 16, full_size, steps, precision)
+    elif method == "ezvsl" or method == "slavc" or method == "fnac":
+        from avloc.bench.two_tower import measure_two_tower
+
+        result = measure_two_tower(method, batch_size or 16, full_size, steps, precision)
     else:
         from avloc.bench.step import measure_step
 
