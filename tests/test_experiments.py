@@ -270,6 +270,9 @@ EXPECTED: dict[str, Any] = {
     "LVS": lambda options: {"imgnet", "audnet"},
     "SSLTIE": lambda options: {"imgnet", "audnet"},
     "Alignment": lambda options: {"imgnet", "audnet"},
+    "DenseAV": lambda options: (
+        {"image_tower", "audio_tower", "image_aligner", "audio_aligner", "audio_cls", "sim_cal"}
+    ),
     "PatchSimilarity": lambda options: {"towers"} if options["tuning"] == "full" else {"seen", "heard"},
     "TPAVI": lambda options: (
         {"encoder", *(f"conv{i}" for i in (1, 2, 3, 4)), *(f"path{i}" for i in (1, 2, 3, 4))}
@@ -345,6 +348,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dic
     two = {"image_weights": "random", "tower": resnet, "image_size": 64, "seconds": 1.0, "heatmap_size": 32}
     two |= {"channels_last": False, "sound_tower": "null"}
     methods |= dict.fromkeys(("EZVSL", "FNAC", "SLAVC", "LVS", "SSLTIE"), two)
+    dense: dict[str, Any] = {"image_weights": "random", "audio_weights": "random", "image_lora": "null", "code_dim": 12}
+    dense |= {"image_tower": {"image_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 3}, "image_size": 32}
+    hubert = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    hubert |= {"conv_dim": [8] * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
+    methods["DenseAV"] = dense | {"audio_tower": hubert, "seconds": 1.0, "heatmap_size": 32, "frozen_steps": 0}
     methods["Alignment"] = two | {"neighbours_image": "world:resnet18", "neighbours_audio": sam["vggish"]}
     return folder, methods | {"TVSL": tvsl, "PatchSimilarity": own | patches}
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import HubertConfig, HubertModel
 
 from avloc.backbones.dino import EPSILON
@@ -68,8 +70,22 @@ class HuBERT(nn.Module):
         Args:
             waveform: ``[B, T]`` at 16 kHz, `standardised`.
         """
-        hidden: Tensor = self.model(waveform).last_hidden_state
+        masked = self.spans(waveform) if self.training and self.model.config.apply_spec_augment else None
+        hidden: Tensor = self.model(waveform, mask_time_indices=masked).last_hidden_state
         return hidden.mT[:, :, None]
+
+    def spans(self, waveform: Tensor) -> Tensor | None:
+        """Which steps training masks, bool ``[B, L]``: as many spans as transformers draws, which takes NumPy's random
+        numbers, by those of PyTorch, so that a seed fixes them. None for a sound that is no longer than a span."""
+        config = self.model.config
+        L = int(self.model._get_feat_extract_output_lengths(waveform.shape[-1]))
+        long = config.mask_time_length
+        if not config.mask_time_prob or long >= L:
+            return None
+        n = max(int(config.mask_time_prob * L / long + float(torch.rand(()))), config.mask_time_min_masks)
+        starts = torch.rand(len(waveform), L - long + 1, device=waveform.device).topk(min(n, L - long + 1)).indices
+        begun = torch.zeros(len(waveform), L, device=waveform.device).scatter(1, starts, 1.0)
+        return F.max_pool1d(F.pad(begun, (long - 1, 0)), long, 1) > 0
 
 
 def standardised(waveform: Tensor) -> Tensor:

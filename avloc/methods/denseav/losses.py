@@ -67,9 +67,9 @@ class Draws:
     def of(cls, x: Features, n: int, generator: torch.Generator | None = None) -> Draws:
         """n of each, drawn on the CPU."""
         sides = (len(x.image), *x.image.shape[2:], *x.audio.shape[2:])
-        drawn = [torch.randint(side, (n,), generator=generator).to(x.image.device) for side in sides]
+        b, h, w, f, t = (torch.randint(side, (n,), generator=generator).to(x.image.device) for side in sides)
         silent = torch.randperm(x.mask.numel(), generator=generator).to(x.image.device)
-        return cls(*drawn, silent=silent)
+        return cls(b, h, w, f, t, silent)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Objective:
         terms: dict[str, tuple[float, Tensor | None]] = {
             self.loss: (1.0, self.contrast(S)),
             "nonneg": (self.nonneg, self.below_zero(x, agg, draws) if self.nonneg else None),
-            "tv": (self.tv, paired.diff(dim=-1).square().mean()),
+            "tv": (self.tv, paired.diff(dim=-1).square().mean() if paired.shape[-1] > 1 else None),
             "splice": (self.splice, self.spliced(paired, x)),
             "calibration": (self.calibration, self.too_cold(calibrate)),
             "specialize": (self.specialize, self.alike(paired)),
@@ -191,3 +191,6 @@ class Objective:
         groups = paired.unflatten(1, (2, -1)).sum(2)  # [B, 2, h, w, F, T]
         other = groups[torch.arange(len(groups), device=groups.device), 1 - source]
         return other.square().mean()
+
+
+torch.serialization.add_safe_globals([Aggregation, Objective])

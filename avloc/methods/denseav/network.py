@@ -377,14 +377,16 @@ class DenseAVNetwork(nn.Module):
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             tokens, cls = self.image_tower.see(image)
-        return self.pooled(*self.image_aligner(tokens, cls), (pool, pool))
+        x, cls = self.image_aligner(tokens, cls)
+        return self.pooled(x, cls, (pool, pool))
 
     def hear(self, waveform: Tensor, pool: int = 1, frozen: bool = False) -> tuple[Tensor, Tensor]:
         """Features ``[B, C, F, T]`` and class vectors ``[B, C]`` of `standardised` sounds."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             hidden = self.audio_tower(waveform)
         cls = self.audio_cls.expand(len(hidden), -1)
-        return self.pooled(*self.audio_aligner(hidden, cls), (1, pool))
+        x, cls = self.audio_aligner(hidden, cls)
+        return self.pooled(x, cls, (1, pool))
 
     def pooled(self, x: Tensor, cls: Tensor, sides: tuple[int, int]) -> tuple[Tensor, Tensor]:
         x = F.avg_pool2d(x, sides) if max(sides) > 1 else x

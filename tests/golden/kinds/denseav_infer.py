@@ -86,7 +86,7 @@ def end_to_end(case: Case) -> dict[str, Tensor]:
 
 def demonstration(case: Case, network: DenseAVNetwork, agg: Aggregation) -> dict[str, Tensor]:
     frames, demo = case.inputs["demo_frames"], case.config["demo"]
-    size = frames.shape[-2:]
+    size = (frames.shape[-2], frames.shape[-1])
     image, image_cls = network.see(normalised(frames, size))
     audio, audio_cls = network.hear(case.inputs["demo_waveform"][None])
     every = torch.ones(1, audio.shape[-1])
@@ -111,7 +111,7 @@ def prompted(case: Case) -> dict[str, Tensor]:
     if "advanced" in steps:
         found["advanced_mask"] = steps["advanced"]
     for name, which in steps.items():
-        maps = prompted_maps(cells, which, x["semseg"].shape[-2:], together=True)
+        maps = prompted_maps(cells, which, (x["semseg"].shape[-2], x["semseg"].shape[-1]), together=True)
         scores = [class_scores(maps[ids == k], x["semseg"][ids == k] == k) for k in found["classes"]]
         found |= {f"{name}_heat_maps": maps}
         for j, measure in enumerate(("ap", "iou")):
