@@ -19,7 +19,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 @app.command("step")
 def bench_step(
     method: Annotated[
-        Literal["acl", "souple", "gavs", "seac", "tvsl", "ezvsl", "slavc", "fnac"], typer.Option(help="Whose step.")
+        Literal["acl", "souple", "gavs", "seac", "tvsl", "ezvsl", "slavc", "fnac", "denseav"],
+        typer.Option(help="Whose step."),
     ] = "souple",
     batch_size: Annotated[
         int | None,
@@ -44,7 +45,8 @@ def bench_step(
     ACL and SOUPLE against the passes that the step cannot do without; GAVS against its release's way, a loop that feeds
     the same frames one by one. SeAC's step reads stored features; told are the shares of VGGish and of the association
     module, without which no implementation could do. T-VSL's step has two sources; told is that of four, too.
-    EZ-VSL, SLAVC and FNAC against their unavoidable passes, and against the formulation of their papers as it stands.
+    EZ-VSL, SLAVC and FNAC against their unavoidable passes, and against the formulation of their papers as it stands;
+    DenseAV against its unavoidable passes.
 
     Example: `avloc bench step --method gavs --stored`
     """
@@ -70,6 +72,10 @@ def bench_step(
         from avloc.bench.two_tower import measure_two_tower
 
         result = measure_two_tower(method, batch_size or 16, full_size, steps, precision)
+    elif method == "denseav":
+        from avloc.bench.denseav import measure_denseav
+
+        result = measure_denseav(batch_size or 16, full_size, steps, precision)
     else:
         from avloc.bench.step import measure_step
 

@@ -26,6 +26,7 @@ from avloc.types import AVBatch
 
 __all__ = [
     "Result",
+    "against",
     "build",
     "count_flops",
     "measure_step",
@@ -102,33 +103,59 @@ def measure_step(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build(method, full_size, recompute=recompute, compile_towers=compile).to(device)
     batch = random_batch(model, batch_size)
+    told = against(model, batch, lambda: unavoidable_passes(model, batch), precision, steps)
+    return {"method": method, "size": "full" if full_size else "world"} | told
+
+
+def against(
+    model: Localizer,
+    batch: AVBatch,
+    unavoidable: Callable[[], object],
+    precision: Literal["32", "bf16"],
+    steps: int,
+    **others: Callable[[], object],
+) -> Result:
+    """An update of a model beside what it cannot do without, in turn.
+
+    Args:
+        model: in training mode, on its device.
+        batch: on the same.
+        unavoidable: passes with their backward.
+        precision: of the autocast.
+        steps: timed repetitions; medians are told.
+        others: further updates that are timed, ``NAME_s`` and ``NAME_ratio``, its multiple of ours.
+
+    Returns:
+        See `measure_step`.
+    """
     learn, passes = under(model, precision)
 
     def step() -> None:
         learn(lambda: model.training_losses(batch)["loss"])
 
-    def unavoidable() -> None:
-        passes(lambda: unavoidable_passes(model, batch))
+    def least() -> None:
+        passes(unavoidable)
 
-    step()  # warms up
-    peak = peak_of(step, device)
-    unavoidable()
-    times = [(seconds(step, device), seconds(unavoidable, device)) for _ in range(steps)]
-    step_s, unavoidable_s = (statistics.median(t) for t in zip(*times, strict=True))
-    flops, unavoidable_flops = count_flops(step), count_flops(unavoidable)
+    runs = {"step": step, "unavoidable": least} | others
+    for run in runs.values():
+        run()  # warms up
+    peak = peak_of(step, model.device)
+    times = [[seconds(run, model.device) for run in runs.values()] for _ in range(steps)]
+    took = dict(zip(runs, (statistics.median(t) for t in zip(*times, strict=True)), strict=True))
+    flops, unavoidable_flops = count_flops(step), count_flops(least)
     return {
-        "method": method,
-        "batch_size": batch_size,
-        "size": "full" if full_size else "world",
+        "batch_size": len(batch),
         "precision": precision,
-        "device": named(device),
-        "step_s": step_s,
-        "unavoidable_s": unavoidable_s,
-        "time_ratio": step_s / unavoidable_s,
+        "device": named(model.device),
+        "step_s": took["step"],
+        "unavoidable_s": took["unavoidable"],
+        "time_ratio": took["step"] / took["unavoidable"],
+        **{f"{name}_s": took[name] for name in others},
+        **{f"{name}_ratio": took[name] / took["step"] for name in others},
         "flops": flops,
         "unavoidable_flops": unavoidable_flops,
         "flops_ratio": flops / unavoidable_flops,
-        "samples_per_s": batch_size / step_s,
+        "samples_per_s": len(batch) / took["step"],
         "peak_bytes": peak,
     }
 
@@ -185,7 +212,7 @@ def peak_of(run: Callable[[], None], device: torch.device) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def seconds(run: Callable[[], None], device: torch.device) -> float:
+def seconds(run: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -195,7 +222,7 @@ def seconds(run: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def count_flops(run: Callable[[], None]) -> int:
+def count_flops(run: Callable[[], object]) -> int:
     # Fused attention on a CPU has no formula in the counter; the plain one is made of counted products.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         run()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any, Literal
@@ -13,7 +12,8 @@ from scipy.signal import spectrogram
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avloc.bench.step import Result, count_flops, named, peak_of, seconds, under
+from avloc.bench.step import Result, against
+from avloc.methods.base import Localizer
 from avloc.methods.two_tower import EZVSL, FNAC, SLAVC
 from avloc.methods.two_tower.method import TwoTower
 from avloc.methods.two_tower.network import TwoTowers, similarity
@@ -52,7 +52,7 @@ def build_two_tower(member: Member, full_size: bool, **options: object) -> TwoTo
     return CLASSES[member](**settings)
 
 
-def sounds_and_pictures(model: TwoTower, batch_size: int) -> AVBatch:
+def sounds_and_pictures(model: Localizer, batch_size: int) -> AVBatch:
     """Random pictures and sounds of the method's size."""
     g, spec = torch.Generator().manual_seed(0), model.input_spec
     image = torch.randint(256, (batch_size, 3, spec.image_size, spec.image_size), generator=g).to(torch.uint8)
@@ -182,35 +182,12 @@ def measure_two_tower(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_two_tower(member, full_size).to(device).train()
     batch = sounds_and_pictures(model, batch_size)
-    learn, passes = under(model, precision)
-    plain = plain_step(model, batch, precision)
-
-    def step() -> None:
-        learn(lambda: model.training_losses(batch)["loss"])
-
-    def unavoidable() -> None:
-        passes(lambda: unavoidable_two_tower(model, batch))
-
-    for warm in (step, unavoidable, plain):
-        warm()
-    peak = peak_of(step, device)
-    times = [[seconds(run, device) for run in (step, unavoidable, plain)] for _ in range(steps)]
-    step_s, unavoidable_s, plain_s = (statistics.median(t) for t in zip(*times, strict=True))
-    flops, unavoidable_flops = count_flops(step), count_flops(unavoidable)
-    return {
-        "method": member,
-        "batch_size": batch_size,
-        "size": "full" if full_size else "world",
-        "precision": precision,
-        "device": named(device),
-        "step_s": step_s,
-        "unavoidable_s": unavoidable_s,
-        "time_ratio": step_s / unavoidable_s,
-        "plain_s": plain_s,
-        "plain_ratio": plain_s / step_s,
-        "flops": flops,
-        "unavoidable_flops": unavoidable_flops,
-        "flops_ratio": flops / unavoidable_flops,
-        "samples_per_s": batch_size / step_s,
-        "peak_bytes": peak,
-    }
+    told = against(
+        model,
+        batch,
+        lambda: unavoidable_two_tower(model, batch),
+        precision,
+        steps,
+        plain=plain_step(model, batch, precision),
+    )
+    return {"method": member, "size": "full" if full_size else "world"} | told
