@@ -7,6 +7,7 @@ four shells and suggestions. The rooms' ``command.py`` import no torch: help, co
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -20,12 +21,14 @@ import avloc.localize.command
 import avloc.report.command
 import avloc.world.command
 import data_prep.command
-from avloc.errors import UsageError, told_by
+from avloc.errors import UsageError, sentence, told_by
+from avloc.escapes import printable
 from avloc.experiment.command import KEYS_OF_A_YAML, PASSES_ON
 from avloc.plugins import load_plugins
 
 __all__ = ["COMMANDS", "main"]
 
+DEFECT = "this is a defect of avloc, or of code that it was told to import: please report it with the trace above."
 EXPERIMENTS, RESULTS, DATA, MACHINE = "Experiments", "Results", "Data and weights", "This machine"
 
 of_experiments = avloc.experiment.command
@@ -83,7 +86,8 @@ def options(debug: bool = typer.Option(False, "--debug", help="Show the trace of
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point. What a user can mend is told in a sentence, without a trace.
+    """Entry point. What a user can mend is told in a sentence, without a trace, which ``--debug`` shows; anything else
+    is a defect, and shows its trace.
 
     Exits with 1 for a failure that is told, 2 for a misused command line.
     """
@@ -97,11 +101,15 @@ def main(args: list[str] | None = None) -> None:
         if e.code not in (0, None):
             raise
     except Exception as e:
-        told = told_by(e)
-        if told is None or debug:
+        told = sentence(e)
+        if debug:
             raise
-        print(f"{command}: {told}", file=sys.stderr)
-        sys.exit(2 if isinstance(told, UsageError) else 1)
+        if told is None:
+            traceback.print_exc()
+            print(f"{command}: {DEFECT}", file=sys.stderr)
+            sys.exit(1)
+        print(f"{command}: {printable(told)}", file=sys.stderr)
+        sys.exit(2 if isinstance(told_by(e), UsageError) else 1)
 
 
 if __name__ == "__main__":
