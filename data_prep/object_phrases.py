@@ -45,7 +45,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from avloc.data.decoding import decode_image
-from avloc.data.index import Index, ShardError, read_index, read_shard, remote
+from avloc.data.index import UNREADABLE, Index, ShardError, members, read_index, read_shard, remote
 from avloc.data.items import first_scored, make_sound
 from avloc.data.lists import unmatched
 from avloc.data.module import AVDataModule
@@ -295,12 +295,12 @@ def metas_of(url: str) -> Iterator[tuple[str, bytes]]:
     found: dict[str, bytes] = {}
     try:
         with tarfile.open(url, "r:") as tar:
-            for info in tar:
-                key, _, member = info.name.partition(".")
+            for info in members(tar, url, Path(url).stat().st_size):
+                key, _, member = info.name.removeprefix("./").partition(".")
                 found.setdefault(key, b"")
                 if member == "meta.json" and (f := tar.extractfile(info)):
                     found[key] = f.read()
-    except (OSError, tarfile.TarError) as e:
+    except UNREADABLE as e:
         raise ShardError(f"{url} cannot be read ({type(e).__name__}: {e}). Get or write this shard again.") from e
     yield from found.items()
 

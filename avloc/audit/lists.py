@@ -239,7 +239,7 @@ def read_records(path: Path) -> list[Row]:
 
     if not read_index(path).count:
         return []
-    return [Row(r.id, record_clips(r)) for r in EvalSet(path, InputSpec()).records]
+    return [Row(r.id, record_clips(r)) for r in EvalSet(path, InputSpec(), verify=True).records]
 
 
 def record_clips(record: Record) -> tuple[Clip, ...]:

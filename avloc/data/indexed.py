@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import tarfile
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
-from avloc.data.index import ShardError, check_member, read_index, remote
+from avloc.bounds import refuse_more
+from avloc.data.index import UNREADABLE, ShardError, digest_of, members, other_bytes, read_index, remote
 from avloc.data.items import Item, clip_frames, make_item, make_sound, make_truth, sample_rng
 from avloc.data.labels import LABEL_SPACES
 from avloc.data.media import Floats
@@ -32,6 +33,7 @@ Context = Literal["own", "shuffled"]
 ROWS = {"own": "model", "shuffled": "shuffled sound", "silence": "silenced", "noise": "noise"}
 ANOTHER_CONTEXT = "another context"
 NOISE_RMS = 0.1
+MOST_OPEN = 64  # shards of a process: each holds a file descriptor
 IGNORE = 255  # of semantic maps: not to be scored
 
 
@@ -60,6 +62,7 @@ class EvalSet(Dataset[Item]):
         calibration: whether thresholds are chosen on this set instead of scored.
         name: what results are called by; the set's own name by default.
         store: features of all units, which go into ``AVBatch.stored``; None for none.
+        verify: compare the SHA-256 of every shard with what the index says.
 
     Attributes:
         row: row of the results that the set fills: by ``sound`` "model", "shuffled sound", "silenced" or "noise", and
@@ -85,6 +88,7 @@ class EvalSet(Dataset[Item]):
         calibration: bool = False,
         name: str | None = None,
         store: FeatureStore | None = None,
+        verify: bool = False,
     ) -> None:
         if remote(str(index_path)):
             raise ShardError(f"{index_path}: evaluation reads by place and needs local files. Download the set first.")
@@ -97,7 +101,7 @@ class EvalSet(Dataset[Item]):
             )
         self.sound, self.context, self.seed = sound, context, seed
         self.row = ROWS[sound] if context == "own" else ANOTHER_CONTEXT
-        self.calibration, self.store = calibration, store
+        self.calibration, self.store, self.verify = calibration, store, verify
         self.records: list[Record] = []
         self.places: list[dict[str, tuple[int, int, int]]] = []  # member -> shard, offset, bytes
         self.shard: list[int] = []  # of each record
@@ -118,7 +122,7 @@ class EvalSet(Dataset[Item]):
         self.partner = derangement(self.records, seed) if sound == "shuffled" else None
         self.seen_with = derangement(self.records, seed) if context == "shuffled" else None
         self._missing = torch.zeros(len(self.units), dtype=torch.bool).share_memory_()  # seen by all workers
-        self._files: dict[int, Any] = {}
+        self._files: OrderedDict[int, BinaryIO] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.units)
@@ -234,7 +238,7 @@ class EvalSet(Dataset[Item]):
         return dict(sorted(counts.items()))
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": {}}  # file handles stay in their process
+        return self.__dict__ | {"_files": OrderedDict()}  # file handles stay in their process
 
     def _control(self, i: int) -> Floats | None:
         """What is heard instead of the unit's own sound; None to hear that."""
@@ -310,40 +314,78 @@ class EvalSet(Dataset[Item]):
         path, entry = Path(self.index.locate(shard)), self.index.shards[shard]
         found: defaultdict[str, dict[str, tuple[int, int, int]]] = defaultdict(dict)
         try:
-            if path.stat().st_size != entry.bytes:
-                raise ShardError(f"{path} has {path.stat().st_size} bytes, its index says {entry.bytes}. Get it again.")
+            state = path.stat()
+            if state.st_size != entry.bytes:
+                raise ShardError(f"{path} has {state.st_size} bytes, its index says {entry.bytes}. Get it again.")
+            if self.verify and digest_of(str(path), state.st_mtime_ns) != entry.sha256:
+                raise other_bytes(str(path))
             with tarfile.open(path, "r:") as tar:
-                for info in tar:
-                    if info.isreg():
-                        key, _, member = check_member(info.name, str(path)).partition(".")
-                        found[key][member] = (shard, info.offset_data, info.size)
-        except (OSError, tarfile.TarError) as e:
+                for info in members(tar, str(path), state.st_size):
+                    key, dot, member = info.name.removeprefix("./").partition(".")
+                    if not key or not dot:
+                        continue
+                    if member in found[key]:
+                        raise ShardError(f"{path} holds {key}.{member} twice. Get or write this shard again.")
+                    found[key][member] = (shard, info.offset_data, info.size)
+                    refuse_more(len(found[key]), "MEMBERS", f"{key} has {len(found[key]):,} members")
+            if len(found) != entry.count:
+                raise ShardError(
+                    f"{path} holds {len(found)} records, its index promises {entry.count}. Write it again."
+                )
+            with path.open("rb") as f:
+                for key, places in found.items():
+                    self._add(key, places, f, path, shard, tags, seen)
+        except UNREADABLE as e:
+            if isinstance(e, SampleError):
+                raise
             raise ShardError(f"{path} cannot be read ({e}). Get or write this shard again.") from e
-        if len(found) != entry.count:
-            raise ShardError(f"{path} holds {len(found)} records, its index promises {entry.count}. Write it again.")
-        with path.open("rb") as f:
-            for key, places in found.items():
-                if "meta.json" not in places:
-                    raise SampleError(f"{key}: member meta.json is missing from {path}. Write this shard again.")
-                _, offset, size = places.pop("meta.json")
-                f.seek(offset)
-                record = Record.from_json(f.read(size))
-                if record.key in seen:
-                    raise ShardError(
-                        f"{self.name}: key {record.key} occurs twice, in {seen[record.key]} and {path.name}. "
-                        "Every sample counts once: write the set again."
-                    )
-                seen[record.key] = path.name
-                if tags <= set(record.tags):
-                    self.records.append(record)
-                    self.places.append(places)
-                    self.shard.append(shard)
+
+    def _add(
+        self,
+        key: str,
+        places: dict[str, tuple[int, int, int]],
+        file: BinaryIO,
+        path: Path,
+        shard: int,
+        tags: set[str],
+        seen: dict[str, str],
+    ) -> None:
+        """One record of a shard."""
+        if "meta.json" not in places:
+            raise SampleError(f"{key}: member meta.json is missing from {path}. Write this shard again.")
+        _, offset, size = places.pop("meta.json")
+        file.seek(offset)
+        record = Record.from_json(file.read(size))
+        if record.key in seen:
+            raise ShardError(
+                f"{self.name}: key {record.key} occurs twice, in {seen[record.key]} and {path.name}. "
+                "Every sample counts once: write the set again."
+            )
+        if record.key != key:
+            raise ShardError(
+                f"{path}: the record {record.key} lies under the key {key}. Get or write this shard again."
+            )
+        seen[record.key] = path.name
+        if tags <= set(record.tags):
+            self.records.append(record)
+            self.places.append(places)
+            self.shard.append(shard)
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
-        if shard not in self._files:
-            self._files[shard] = open(self.index.locate(shard), "rb")  # noqa: SIM115 kept open for the next units
-        self._files[shard].seek(offset)
-        return self._files[shard].read(size)
+        path = self.index.locate(shard)
+        try:
+            if shard not in self._files:
+                self._files[shard] = open(path, "rb")  # noqa: SIM115 kept open for the next units
+                if len(self._files) > MOST_OPEN:
+                    self._files.popitem(last=False)[1].close()
+            self._files.move_to_end(shard)
+            self._files[shard].seek(offset)
+            data = self._files[shard].read(size)
+        except OSError as e:
+            raise ShardError(f"{path} cannot be read any more ({e.strerror or e}). Get or write it again.") from e
+        if len(data) < size:
+            raise SampleError(f"{path} was cut off since its index was read. Get or write it again.")
+        return data
 
     def _blank(self, i: int, error: SampleError) -> Item:
         if not self._missing[i]:

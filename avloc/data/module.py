@@ -50,8 +50,9 @@ class AVDataModule(LightningDataModule):
     """Streams one training set and reads any number of evaluation sets.
 
     A set is named ``NAME`` (``<root>/NAME/NAME-<split>.json``, split ``train`` for training, else ``test``),
-    ``NAME:SPLIT``, or by the path, URL or ``pipe:`` command of its index JSON; evaluation sets are local, and
-    ``/TAG`` after the name keeps the records with that tag. ``world:...`` is rendered when it is not there.
+    ``NAME:SPLIT``, or by the path, URL or ``pipe:`` command of its index JSON, whose shards lie beside it; evaluation
+    sets are local, and ``/TAG`` after the name keeps the records with that tag. ``world:...`` is rendered when it is
+    not there.
 
     A run that is resumed from a checkpoint in the middle of an epoch goes on with the next batch, provided
     that batch size, processes and workers are as before (a warning says so if not).
@@ -92,6 +93,8 @@ class AVDataModule(LightningDataModule):
             records' text. Or the path of such a table (columns ``key`` and ``phrase``).
         input_spec: what a method wants; by default what the trained or tested method declares.
         allow_missing: broken samples tolerated per evaluation set and process.
+        verify: compare the SHA-256 of every shard that is read with what its index says: once in each process, of
+            training shards when they are first opened.
 
     Raises:
         ShardError: a ``truth_size`` that is no grid, or a ``train_fraction`` outside of (0, 1].
@@ -119,6 +122,7 @@ class AVDataModule(LightningDataModule):
         phrases: str | None = None,
         input_spec: InputSpec | None = None,
         allow_missing: int = 0,
+        verify: bool = False,
     ) -> None:
         super().__init__()
         self.train, self.val, self.test, self.calibration = train, val or [], test or [], calibration or []
@@ -126,7 +130,7 @@ class AVDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.seed, self.shuffle_buffer, self.truth = seed, shuffle_buffer, truth
         self.sound_controls, self.contexts = sound_controls or [], contexts or []
-        self.input_spec, self.allow_missing = input_spec, allow_missing
+        self.input_spec, self.allow_missing, self.verify = input_spec, allow_missing, verify
         self.truth_size, self.frames, self.stored = truth_size, frames, stored
         self.train_fraction, self.phrases = train_fraction, phrases
         sides = [truth_size] * 2 if isinstance(truth_size, int) else truth_size
@@ -183,6 +187,7 @@ class AVDataModule(LightningDataModule):
                 store=self.features(index, training=True) if self.stored else None,
                 fraction=self.train_fraction,
                 phrases=phrases,
+                verify=self.verify,
             )
         if stage in ("fit", "validate") and not self.val_sets:
             self.val_sets = [self.eval_set(n) for n in self.val]
@@ -270,6 +275,7 @@ class AVDataModule(LightningDataModule):
             allow_missing=self.allow_missing,
             name=None if is_index(name) else name,
             store=self.features(read_index(path)) if self.stored else None,
+            verify=self.verify,
         )
 
     def features(self, index: Index, training: bool = False) -> FeatureStore | None:

@@ -62,6 +62,8 @@ class TrainStream(IterableDataset[AVBatch]):
         fraction: train on the first part of every shard only; shards are written in random order, so it is a random
             part of the set, the same in every epoch and run.
         phrases: object phrases of all samples, which go into ``AVBatch.phrase``; None for none.
+        verify: compare the SHA-256 of a shard with what the index says when a worker first opens it; of a remote one
+            when it was read to its end.
 
     Raises:
         ShardError: the set does not fill one batch per process; or all frames are wanted of an index that does not
@@ -84,7 +86,9 @@ class TrainStream(IterableDataset[AVBatch]):
         store: FeatureStore | None = None,
         fraction: float = 1.0,
         phrases: Phrases | None = None,
+        verify: bool = False,
     ) -> None:
+        self.verify = verify
         self.index, self.spec, self.rank, self.seed, self.truth_size = index, spec, rank, seed, truth_size
         # A clip has the frames of a whole record, which is the unit then.
         self.frames: Frames = "random" if spec.clip > 1 else frames
@@ -170,7 +174,7 @@ class TrainStream(IterableDataset[AVBatch]):
     def _units(self, shard: int) -> Iterator[Unit]:
         """The raw samples of a shard, front to back."""
         told, unreadable = 0, None
-        for raw in read_shard(self.index.locate(shard)):
+        for raw in read_shard(self.index.locate(shard), self.index.shards[shard], self.verify):
             if self.frames == "random":
                 yield raw, None
                 continue

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from avloc.data.index import ShardError, read_index, read_shard
+from avloc.data.index import ShardError, read_index, read_shard, verify
 from avloc.data.schema import Sample, SampleError, SchemaError
 from avloc.data.shards import Job, ShardWriter, Skipped, write_shards
 from tests.data.make import clip, duet, sample, toy_set
@@ -202,10 +202,48 @@ def test_pipe_and_url_forms_are_read(tmp_path: Path) -> None:
     assert [r["__key__"] for r in read_shard(f"file://{tar}")] == plain
     index = read_index(f"file://{path}")
     assert index.locate(0) == f"file://{tar}"
-    data = json.loads(path.read_text())
-    data["shards"][0]["file"] = f"pipe:cat {tar}"
-    path.write_text(json.dumps(data))
     assert read_index(f"pipe:cat {path}").locate(0) == f"pipe:cat {tar}"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *(
+            "pipe:touch ran",
+            "http://127.0.0.1:9/x.tar",
+            "file:///etc/passwd",
+            "/etc/passwd",
+            "../x.tar",
+            "a/../../x.tar",
+        ),
+        *("x.tar; touch ran", "x.tar'; touch ran; '", "$(touch ran)", "-x", ".hidden", "", "a//b", "a b.tar", "\n"),
+    ],
+)
+@pytest.mark.parametrize("how", ["{}", "pipe:cat {}", "file://{}"])
+def test_an_index_names_files_beside_it_and_no_program(tmp_path: Path, file: str, how: str) -> None:
+    path = toy_set(tmp_path, 3)
+    data = json.loads(path.read_text())
+    data["shards"][0]["file"] = file
+    path.write_text(json.dumps(data))
+    with pytest.raises(ShardError, match=r"names the shard .*neither another place nor a program"):
+        read_index(how.format(path))
+    assert not Path("ran").exists()
+
+
+def test_shards_of_other_bytes_are_told_where_it_is_asked(tmp_path: Path) -> None:
+    path = toy_set(tmp_path, 3)
+    tar = path.parent / "toy-train-000000.tar"
+    verify(read_index(path))
+    data = bytearray(tar.read_bytes())
+    data[data.index(b"\xff\xd8") + 300] ^= 1  # inside of a picture, which still decodes
+    tar.write_bytes(data)
+    index = read_index(path)
+    assert len(list(read_shard(str(tar), index.shards[0]))) == 3
+    with pytest.raises(ShardError, match="its SHA-256 is another"):
+        verify(index)
+    for url in (str(tar), f"pipe:cat {tar}"):
+        with pytest.raises(ShardError, match="its SHA-256 is another"):
+            list(read_shard(url, index.shards[0], check=True))
 
 
 def test_unreadable_shards_and_indexes_are_named(tmp_path: Path) -> None:

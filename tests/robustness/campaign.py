@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,7 @@ __all__ = ["OUTCOMES", "Tally", "main", "run_inputs"]
 OUTCOMES = ("tried", "told", "accepted", "raw", "lost", "hung")
 WORST = ("accepted", "told", "raw", "lost", "hung")
 LIMIT = 30.0
-"""Seconds after which an input counts as hung."""
+"""Seconds of a processor, or ten times as many on the clock, after which an input counts as hung."""
 MEMORY = 1536 * 2**20
 """Bytes that one input may take on top of what the process holds."""
 ROOM = 6 * 2**30
@@ -82,7 +83,7 @@ def peak(reset: bool = False) -> int:
 def outcome(read: Callable[[], None], watch: Watch) -> tuple[str, str, str]:
     """Outcome of a reading, what was said, and the trace of what was not well."""
     from avloc.errors import sentence
-    from tests.robustness.kinds import Lost
+    from tests.robustness.kinds import LostError
 
     watch.seen.clear()
     held = peak(reset=True)
@@ -96,7 +97,7 @@ def outcome(read: Callable[[], None], watch: Watch) -> tuple[str, str, str]:
         text = f"{type(e).__name__}: {e}"[:400]
         trace = traceback.format_exc()
         if isinstance(e, AssertionError):
-            found = "lost" if isinstance(e, Lost) else "raw"
+            found = "lost" if isinstance(e, LostError) else "raw"
         elif told is None:
             found = "raw"
         elif "Traceback (most recent" in told or len(told) < 12 or "weights_only=False" in told:
@@ -163,11 +164,17 @@ class Reader:
         shutil.rmtree(self.home, ignore_errors=True)
         self.home.mkdir()
         command = [sys.executable, "-m", "tests.robustness.campaign", "--serve", self.kind, "--home", str(self.home)]
-        self.log = (self.home / "log").open("w")
+        self.log, self.waiting = (self.home / "log").open("w"), b""
         root = Path(__file__).resolve().parents[2]
         environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, cwd=root, env=environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            cwd=root,
+            env=environment,
         )
         if self.line(180.0) != "ready":
             raise RuntimeError(f"the reader of {self.kind} did not start: {(self.home / 'log').read_text()[-2000:]}")
@@ -175,12 +182,17 @@ class Reader:
 
     def line(self, limit: float) -> str | None:
         """The next line; "" when the process has ended, None when it takes too long."""
-        import select
-
-        assert self.process and self.process.stdout
-        if not select.select([self.process.stdout], [], [], limit)[0]:
-            return None
-        return self.process.stdout.readline().strip()
+        assert self.process is not None
+        assert self.process.stdout is not None
+        handle, end = self.process.stdout.fileno(), time.monotonic() + limit
+        while b"\n" not in self.waiting:
+            if not select.select([handle], [], [], max(0.0, end - time.monotonic()))[0]:
+                return None
+            if not (data := os.read(handle, 1 << 16)):
+                return ""
+            self.waiting += data
+        line, _, self.waiting = self.waiting.partition(b"\n")
+        return line.decode()
 
     def read(self, number: int, seed: int) -> list[tuple[str, str, str, str]]:
         process = self.process or self.start()
@@ -188,9 +200,12 @@ class Reader:
         process.stdin.write(json.dumps([number, seed]) + "\n")
         process.stdin.flush()
         reading, begun = "any", time.monotonic()
+        used = self.cpu()
         while True:
-            line = self.line(max(0.1, LIMIT - (time.monotonic() - begun)))
+            line = self.line(5.0)
             if line is None:
+                if self.cpu() - used < LIMIT and time.monotonic() - begun < 10 * LIMIT:
+                    continue
                 self.end()
                 return [(reading, "hung", f"longer than {LIMIT:g} s", "")]
             if not line:
@@ -202,6 +217,12 @@ class Reader:
             if kind == "done":
                 return [tuple(answer) for answer in content]
             reading = content
+
+    def cpu(self) -> float:
+        """Seconds of a processor that the process has used."""
+        assert self.process
+        words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
     def end(self) -> None:
         if self.process is not None:
@@ -251,7 +272,7 @@ def grouped(bad: list[tuple[int, str, str, str]]) -> list[str]:
     """One line for each kind of failure, with its first inputs."""
     found: dict[tuple[str, str], list[int]] = {}
     for number, reading, text, trace in bad:
-        frames = [line.strip() for line in trace.splitlines() if 'avloc/' in line or "data_prep/" in line]
+        frames = [line.strip() for line in trace.splitlines() if "avloc/" in line or "data_prep/" in line]
         where = frames[-1].split("/")[-1] if frames else ""
         found.setdefault((f"{reading}, {where}", text.partition("(")[0][:150]), []).append(number)
     ordered = sorted(found.items(), key=lambda pair: -len(pair[1]))

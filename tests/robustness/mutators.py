@@ -1,7 +1,7 @@
 """Seeded damage: what disks, lines and strangers do to files.
 
-A mutator takes bytes (or parsed JSON, or the members of a tar) and a `random.Random`, and gives what became of them. The
-same seed gives the same damage.
+A mutator takes bytes (or parsed JSON, or the members of a tar) and a `random.Random`, and gives what became of them.
+The same seed gives the same damage.
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ FOREIGN = (
     b"GIF89a\xff\xff\xff\xff\x80\x00\x00" + bytes(800),
     b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n",
     b"ffconcat version 1.0\nfile '/etc/passwd'\n",
-    b'\x80\x04\x95\x1d\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x8c\x06system\x93\x8c\ttouch ran\x85R.',
+    b"\x80\x04\x95\x1d\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x8c\x06system\x93\x8c\ttouch ran\x85R.",
     b"P6\n60000 60000\n255\n",
-    b"RIFF\xff\xff\xff\xffWAVEfmt \x10\0\0\0\1\0\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x20\0data\xff\xff\xff\xff",
+    b"RIFF\xff\xff\xff\xffWAVEfmt \x10\0\0\0\1\0" + b"\xff" * 12 + b"\x20\0data\xff\xff\xff\xff",
     b"PK\x05\x06" + bytes(18),
     b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03",
     b"[" * 100_000,
@@ -162,7 +162,17 @@ def strange(random: Random, secret: str = "/etc/passwd") -> Any:
         [
             *(None, True, False, 0, 1, -1, 2, 255, 65536, 2**31, 2**63, 2**70, -(2**63), 10**400),
             *(0.5, -0.0, 1e308, 1e-320, float("nan"), float("inf"), float("-inf")),
-            *([], {}, [[]], [None], {"": None}, ["a"], [0] * 1000, {"a": {"b": {}}}, nested(random.choice([5, 60, 900]))),
+            *(
+                [],
+                {},
+                [[]],
+                [None],
+                {"": None},
+                ["a"],
+                [0] * 1000,
+                {"a": {"b": {}}},
+                nested(random.choice([5, 60, 900])),
+            ),
             *(strange_text(random, secret) for _ in range(8)),
         ]
     )
@@ -247,7 +257,9 @@ def torn_tar(members: Members, random: Random, secret: str = "/etc/passwd") -> t
             if i == place and kind == 0:
                 continue
             if i == place and kind == 1:
-                info.name = random.choice([f"/{own}", f"../{own}", f"a/../../{own}", secret, "..", f"./{own}", "\\" + own])
+                info.name = random.choice(
+                    [f"/{own}", f"../{own}", f"a/../../{own}", secret, "..", f"./{own}", "\\" + own]
+                )
             if i == place and kind == 2:
                 info.type, info.linkname = random.choice([tarfile.SYMTYPE, tarfile.LNKTYPE]), secret
                 tar.addfile(info)
@@ -257,9 +269,14 @@ def torn_tar(members: Members, random: Random, secret: str = "/etc/passwd") -> t
                 tar.addfile(info)
                 continue
             if i == place and kind == 4:
-                info.name = random.choice(["x" * 300, "é" * 60, "no_dot", ".hidden", "a b.jpg", own.upper(), "\x1b[31m.jpg"])
+                info.name = random.choice(
+                    ["x" * 300, "é" * 60, "no_dot", ".hidden", "a b.jpg", own.upper(), "\x1b[31m.jpg"]
+                )
             if i == place and kind == 5:
-                info.pax_headers = {"path": random.choice(["/abs", "../up", own]), "size": str(random.choice([0, 9**15]))}
+                info.pax_headers = {
+                    "path": random.choice(["/abs", "../up", own]),
+                    "size": str(random.choice([0, 9**15])),
+                }
             if i == place and kind == 6:
                 content = damaged(content, random)
             if i == place and kind == 7:
