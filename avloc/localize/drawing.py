@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -74,7 +76,7 @@ def palette() -> bytes:
 
 class OverlayWriter(MovieWriter):
     """Drawn pictures at their own times with the clip's sound, written side by side. Pictures of more than `LONGEST`
-    pixels a side, which few players show, become smaller."""
+    pixels a side, which few players show, become smaller. One is encoded while the next is drawn, or its heat found."""
 
     def __init__(self, file: Path, clip: Clip) -> None:
         media = clip.media
@@ -82,9 +84,20 @@ class OverlayWriter(MovieWriter):
         self.size = (max(1, round(clip.width * scale)), max(1, round(clip.height * scale)))
         super().__init__(file, *self.size, media.fps, media.sample_rate, media.channels)
         self.rest = media.blocks()
+        self.thread = ThreadPoolExecutor(1, "overlay")
+        self.running: Future[None] | None = None
 
     def write(self, time: float, picture: Pixels) -> None:
-        """One frame ``[H, W, 3]``, after all sound that comes before it."""
+        """One frame ``[H, W, 3]``, after all sound that comes before it; what went wrong with one before is raised."""
+        self.wait()
+        self.running = self.thread.submit(self.encode, time, picture)
+
+    def wait(self) -> None:
+        running, self.running = self.running, None
+        if running is not None:
+            running.result()
+
+    def encode(self, time: float, picture: Pixels) -> None:
         while self.heard <= time and (block := next(self.rest, None)):
             self.sound(block[0])
         if (picture.shape[1], picture.shape[0]) != self.size:  # too large, or of a size that changes
@@ -93,9 +106,14 @@ class OverlayWriter(MovieWriter):
 
     def close(self) -> None:
         """The rest of the sound, and what the encoders hold back."""
+        self.wait()
         for samples, _ in self.rest:
             self.sound(samples)
         super().close()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.thread.shutdown()
+        super().__exit__(kind, error, tb)
 
 
 class KeyMoments:

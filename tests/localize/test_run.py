@@ -13,7 +13,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from avloc.data.media import MediaError
+from avloc.data.media import MediaError, MovieWriter
 from avloc.errors import UsageError
 from avloc.localize import run as localize
 from avloc.localize.asking import Moment
@@ -353,12 +353,19 @@ def test_options_out_of_range(tmp_path, options):
         run(tmp_path / "clip.mp4", tmp_path / "out", **options)
 
 
-def test_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "no space")
+@pytest.mark.parametrize("frame", [0, 3, -1])
+def test_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch, frame):
+    encode, seen = MovieWriter.picture, []
+
+    def full(*args):
+        seen.append(None)
+        if len(seen) - 1 == frame % frames:
+            raise OSError(errno.ENOSPC, "no space")
+        encode(*args)
 
     clip = steady(tmp_path / "clip.mp4", 0.4)
-    monkeypatch.setattr(localize.OverlayWriter, "write", full)
+    frames = sum(1 for _ in probe(clip).media.frames())
+    monkeypatch.setattr(MovieWriter, "picture", full)
     with pytest.raises(OSError, match=r"No space left in .*out.*another folder"):
         run(clip, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
