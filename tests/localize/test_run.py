@@ -15,7 +15,6 @@ from PIL import Image
 
 from avloc.data.media import MediaError, MovieWriter
 from avloc.errors import UsageError
-from avloc.localize import run as localize
 from avloc.localize.asking import Moment
 from avloc.localize.drawing import STILL, TILE, legend, tinted, with_heat
 from avloc.localize.reading import heard, probe, usual_window
