@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -44,10 +45,14 @@ def write_like_vggsound(folder: Path, records: int = 160) -> Path:
         samples.append(Sample(record, members))
     index = write_shards(folder / "bench", "bench", "train", samples).index
     assert index is not None
-    # Each shard several times over: an epoch long enough that its start does not count.
+    # Each shard several times over, by links: an epoch long enough that its start does not count.
     content = json.loads(index.read_text())
-    content["shards"] *= EPOCH // records
-    content["count"] = EPOCH // records * records
+    times, again = EPOCH // records, []
+    for n, shard in itertools.product(range(times), content["shards"]):
+        name = f"{n:03d}-{shard['file']}"
+        os.link(index.parent / shard["file"], index.parent / name)
+        again.append(shard | {"file": name})
+    content |= {"shards": again, "count": times * records, "classes": {"": times * records}}
     index.write_text(json.dumps(content))
     return index
 

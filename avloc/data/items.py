@@ -107,7 +107,9 @@ def make_sound(sample: Sample, spec: InputSpec, condition: str = "", t: float = 
     own = record.tiles > 1 and not condition
     times = [record.frames[i].t if own and i < record.tiles else t for i in range(len(heard))]
     waves = [fit_audio(_sound(sample, a, spec), spec, t) for a, t in zip(heard, times, strict=True) if a.member]
-    return np.sum(waves, axis=0, dtype=np.float32) if waves else np.zeros(spec.samples, np.float32)
+    if not waves:
+        return np.zeros(spec.samples, np.float32)
+    return waves[0] if len(waves) == 1 else np.sum(waves, axis=0, dtype=np.float32)
 
 
 def _sound(sample: Sample, audio: Audio, spec: InputSpec) -> Floats:
