@@ -7,7 +7,7 @@ import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from lightning import LightningModule
@@ -29,7 +29,20 @@ OF_TRAINING = ("optimizer", "lr_scheduler")
 """Arguments that a rebuilt method does without: it is used; a resumed one has them from its YAML."""
 
 
-class Localizer(LightningModule):
+class Remembering:
+    """Keeps what an object was built with. A class of its own, for where one with arguments has a ``__new__``,
+    jsonargparse reads them from that."""
+
+    arguments: dict[str, Any] | None = None
+    """What the method was built with; None where a checkpoint cannot hold it."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        built = super().__new__(cls)
+        built.__dict__["arguments"] = plain_arguments(cls, args, kwargs)
+        return built
+
+
+class Localizer(Remembering, LightningModule):
     """A method that says where in a picture a sound comes from.
 
     A subclass declares ``input_spec`` and writes `training_losses` and `localize`; a method without training
@@ -42,18 +55,14 @@ class Localizer(LightningModule):
     """
 
     input_spec: InputSpec
+    not_stored: ClassVar[tuple[str, ...] | None] = None
+    """Arguments that are needed in training alone, besides those of `Localizer`: a checkpoint's hyper-parameters leave
+    them out, and the method is rebuilt without. None where they hold none, and what it was built with counts."""
     conditioned: bool = False
     """Whether a picture conditions the method's prompt, and `localize` takes that of `AVBatch.context` where there is
     one."""
-    arguments: dict[str, Any] | None = None
-    """What the method was built with; None where a checkpoint cannot hold it."""
     configured: dict[str, Any] | None = None
     """The same as a command line wrote it, nested classes as ``class_path`` and ``init_args``."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Localizer:
-        method: Localizer = super().__new__(cls)
-        method.__dict__["arguments"] = plain_arguments(cls, args, kwargs)
-        return method
 
     def __init__(
         self,
@@ -61,6 +70,8 @@ class Localizer(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
+        if self.not_stored is not None:  # Lightning reads the arguments of the subclass that calls
+            self.save_hyperparameters(ignore=[*OF_TRAINING, *self.not_stored], logger=False)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.frozen_files: dict[str, WeightFile] = {}

@@ -17,7 +17,7 @@ from avloc.backbones.clipseg import normalise
 from avloc.data.phrases import PhraseError
 from avloc.methods.acl import ACL
 from avloc.methods.acl.losses import Objective, Pairs, caption_contrast, image_similarity
-from avloc.methods.acl.network import ACLNetwork, ImageMasker, feature_mask, upsampled
+from avloc.methods.acl.network import ACLNetwork, Grounding, ImageMasker, feature_mask, upsampled
 from avloc.methods.acl.phrases import PhraseEmbeddings, phrase_ids
 from avloc.methods.base import CheckpointError
 from avloc.methods.souple import SOUPLE
@@ -30,7 +30,7 @@ B = 3
 
 def network(**options: object) -> ACLNetwork:
     torch.manual_seed(1)
-    net = ACLNetwork(tiny_clipseg(), tiny_beats(), **options)  # type: ignore[arg-type]
+    net = ACLNetwork(tiny_clipseg(), tiny_beats(), Grounding(**options))  # type: ignore[arg-type]
     return net.eval()  # no dropout
 
 
@@ -149,7 +149,7 @@ def test_the_printed_equations_one_pair_at_a_time(method: str) -> None:
     """`acl_ssl_equations`, `souple_ctx4_equations`: a mask of every pair by one draw of noise, its area, its sound."""
     torch.manual_seed(1)
     kind = ACLNetwork if method == "acl" else SOUPLENetwork
-    net = kind(tiny_clipseg(), tiny_beats(), one_noise=True, masker=(2.0, -0.1)).eval()
+    net = kind(tiny_clipseg(), tiny_beats(), grounding=Grounding(one_noise=True, masker=(2.0, -0.1))).eval()
     image, features, A = asked(net)
     u, u_own = noise()
     objective = Objective(tau=0.07, p_plus=0.4, p_minus=0.1, area="pair", feature_sound="mask")

@@ -16,15 +16,15 @@ from avloc.methods.acl.losses import Objective
 from avloc.methods.acl.network import ACLNetwork
 from avloc.methods.acl.phrases import PhraseEmbeddings, phrase_ids
 from avloc.methods.losses import gather_rows
-from avloc.methods.souple.network import SOUPLENetwork
+from avloc.methods.souple.network import Context, SOUPLENetwork
 from tests.methods.tiny import tiny_batch, tiny_beats, tiny_clipseg
 from tests.processes import together
 
 KINDS = {
     "acl": (ACLNetwork, {}),
     "phrases": (ACLNetwork, {}),
-    "own": (SOUPLENetwork, {"conditioned": "own"}),
-    "asked": (SOUPLENetwork, {"conditioned": "asked"}),
+    "own": (SOUPLENetwork, {"learnt": Context(conditioned="own")}),
+    "asked": (SOUPLENetwork, {"learnt": Context(conditioned="asked")}),
 }
 NOISE = 4
 PHRASES = ["photo", "", "image", "photo"]  # the two equal ones lie on different ranks

@@ -14,13 +14,13 @@ from lightning import Trainer
 from avloc.backbones.clipseg import ImageFeatures, normalise
 from avloc.methods.load import load_method
 from avloc.methods.souple import SOUPLE
-from avloc.methods.souple.network import MetaNet, SOUPLENetwork
+from avloc.methods.souple.network import Context, MetaNet, SOUPLENetwork
 from tests.methods.tiny import tiny_batch, tiny_beats, tiny_clipseg, tiny_files
 
 
 def network(**options: object) -> SOUPLENetwork:
     torch.manual_seed(1)
-    return SOUPLENetwork(tiny_clipseg(), tiny_beats(), **options).eval()  # type: ignore[arg-type]
+    return SOUPLENetwork(tiny_clipseg(), tiny_beats(), Context(**options)).eval()  # type: ignore[arg-type]
 
 
 def prompts(net: SOUPLENetwork) -> list[torch.Tensor]:

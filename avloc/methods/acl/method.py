@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from avloc.backbones.beats import BEATs
 from avloc.backbones.clipseg import CLIPSeg, normalise
 from avloc.data.phrases import PhraseError
 from avloc.methods.acl.losses import Objective
-from avloc.methods.acl.network import ACLNetwork, FeatureMask, ImageMask
+from avloc.methods.acl.network import ACLNetwork, FeatureMask, Grounding, ImageMask
 from avloc.methods.acl.phrases import PhraseEmbeddings, phrase_ids
 from avloc.methods.base import IDENTITY, Localizer
 from avloc.types import AVBatch, InputSpec, Localization
@@ -22,8 +20,6 @@ from avloc.weights import WeightError, load_into, locate, read_state
 __all__ = ["ACL"]
 
 LEARNED = ("audio_proj", "masker_i")
-# A rebuilt method is used, not trained on: a resumed one gets its optimiser, and what it started from, from the YAML.
-NOT_STORED = ["optimizer", "lr_scheduler", "audio_proj"]
 
 
 class ACL(Localizer):
@@ -39,9 +35,9 @@ class ACL(Localizer):
             0, training is guided by the object phrases that ``data.phrases`` shows ("AV + LLM alignment").
         tokens: audio tokens of a sound: 1, 2, 4 or 8 (table 11).
         template: words around the audio token (table 12); "{}" alone for no words.
-        image_mask: see `ACLNetwork` (table 13).
-        feature_mask: see `ACLNetwork` (table 13).
-        one_noise: see `ACLNetwork`.
+        image_mask: see `Grounding` (table 13).
+        feature_mask: see `Grounding` (table 13).
+        one_noise: see `Grounding`.
         masker: initial w and b of the image mask.
         feature_layers: BEATs layers, counted from 1, whose outputs are heard.
         layer_drop: let BEATs skip layers in training, as the released script does by accident.
@@ -53,11 +49,11 @@ class ACL(Localizer):
         recompute: recompute the decoder in backward instead of keeping its activations.
         phrase_template: words around an object phrase, e.g. "A photo of a {}"; the bare phrase by default.
         compile_towers: `torch.compile` the frozen vision tower.
-        optimizer: see `Localizer`.
-        lr_scheduler: see `Localizer`.
+        training: options of `Localizer`.
     """
 
     network: ACLNetwork
+    not_stored: ClassVar[tuple[str, ...]] = ("audio_proj",)  # a resumed run gets what it started from from the YAML
 
     def __init__(
         self,
@@ -81,11 +77,9 @@ class ACL(Localizer):
         recompute: bool = False,
         phrase_template: str = "{}",
         compile_towers: bool = False,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        **training: Any,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler)
-        self.save_hyperparameters(ignore=NOT_STORED, logger=False)
+        super().__init__(**training)
         self.input_spec = InputSpec(
             image_size=image_size,
             train_scale=train_scale,
@@ -96,26 +90,16 @@ class ACL(Localizer):
         self.objective, self.heatmap_size = objective, heatmap_size
         grounder, ears = CLIPSeg.from_source(clipseg), BEATs.from_source(beats, feature_layers, layer_drop)
         self.frozen_files = {"clipseg": grounder.file, "beats": locate(beats)}
-        self.network = self.build_network(
-            grounder,
-            ears,
-            tokens=tokens,
-            template=template,
-            image_mask=image_mask,
-            feature_mask=feature_mask,
-            one_noise=one_noise,
-            masker=masker,
-            chunk=chunk,
-            recompute=recompute,
-        )
+        grounding = Grounding(tokens, template, image_mask, feature_mask, one_noise, masker, chunk, recompute)
+        self.network = self.build_network(grounder, ears, grounding)
         self.embed_phrases = PhraseEmbeddings(grounder, phrase_template)
         if audio_proj is not None:
             self.start_from_projection(audio_proj)
         if compile_towers:
             grounder.compile_towers()
 
-    def build_network(self, grounder: CLIPSeg, ears: BEATs, **options: Any) -> ACLNetwork:
-        return ACLNetwork(grounder, ears, **options)
+    def build_network(self, grounder: CLIPSeg, ears: BEATs, grounding: Grounding) -> ACLNetwork:
+        return ACLNetwork(grounder, ears, grounding)
 
     def start_from_projection(self, source: str) -> None:
         """Take over the audio projection and the image mask of a checkpoint, the authors' or our own.

@@ -6,6 +6,7 @@ feature and image level. Where the paper and its released code differ, an option
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,7 +20,7 @@ from avloc.methods.acl.losses import Pairs
 from avloc.methods.acl.tokenizer import AudioTokenizer
 from avloc.methods.losses import gather_rows, rank_and_world
 
-__all__ = ["ACLNetwork", "ImageMasker", "feature_mask", "upsampled"]
+__all__ = ["ACLNetwork", "Grounding", "ImageMasker", "feature_mask", "upsampled"]
 
 ImageMask = Literal["hard", "soft", "feature"]
 FeatureMask = Literal["feature", "hard"]
@@ -81,12 +82,11 @@ def sample_grid(M: Tensor, grid: int) -> Tensor:
     return M[..., rows[:, None], columns]
 
 
-class ACLNetwork(nn.Module):
-    """Frozen BEATs and CLIPSeg with the trainable audio projection and mask scalars between them.
+@dataclass(frozen=True)
+class Grounding:
+    """How a sound asks, and what hides pixels and pools features.
 
-    Args:
-        grounder: frozen CLIPSeg.
-        ears: frozen BEATs.
+    Attributes:
         tokens: audio tokens K of a sound (the paper's ablation: 1, 2, 4, 8).
         template: words around the audio token, ``{}`` marking its place. The released code says "A photo of {}",
             the paper "A photo of a {}".
@@ -102,32 +102,39 @@ class ACLNetwork(nn.Module):
         masker: initial w and b of the image masker.
     """
 
+    tokens: int = 1
+    template: str = "A photo of {}"
+    image_mask: ImageMask = "hard"
+    feature_mask: FeatureMask = "feature"
+    one_noise: bool = False
+    masker: tuple[float, float] = (10.0, 14.0)
+    chunk: int = 8
+    recompute: bool = False
+    pooling: Literal["map", "batch"] = "map"
+
+
+class ACLNetwork(nn.Module):
+    """Frozen BEATs and CLIPSeg with the trainable audio projection and mask scalars between them.
+
+    Args:
+        grounder: frozen CLIPSeg.
+        ears: frozen BEATs.
+        grounding: template, masks, pooling.
+    """
+
     before: Tensor
     after: Tensor
 
-    def __init__(
-        self,
-        grounder: CLIPSeg,
-        ears: BEATs,
-        *,
-        tokens: int = 1,
-        template: str = "A photo of {}",
-        image_mask: ImageMask = "hard",
-        feature_mask: FeatureMask = "feature",
-        one_noise: bool = False,
-        pooling: Literal["map", "batch"] = "map",
-        chunk: int = 8,
-        recompute: bool = False,
-        masker: tuple[float, float] = (10.0, 14.0),
-    ) -> None:
+    def __init__(self, grounder: CLIPSeg, ears: BEATs, grounding: Grounding = Grounding()) -> None:
         super().__init__()
         self.av_grounder = grounder
         self.beats = ears
-        self.audio_proj = AudioTokenizer(ears.feature_size, grounder.token_width, tokens)
-        self.masker_i = ImageMasker(*masker)
-        self.image_mask, self.feature_mask = image_mask, feature_mask
-        self.one_noise, self.pooling, self.chunk, self.recompute = one_noise, pooling, chunk, recompute
-        self.set_template(template)
+        self.audio_proj = AudioTokenizer(ears.feature_size, grounder.token_width, grounding.tokens)
+        self.masker_i = ImageMasker(*grounding.masker)
+        self.image_mask, self.feature_mask = grounding.image_mask, grounding.feature_mask
+        self.one_noise, self.pooling = grounding.one_noise, grounding.pooling
+        self.chunk, self.recompute = grounding.chunk, grounding.recompute
+        self.set_template(grounding.template)
 
     def set_template(self, template: str) -> None:
         """Cut the template at ``{}``; the words' ids become the rows before and behind the audio tokens.

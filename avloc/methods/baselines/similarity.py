@@ -7,11 +7,10 @@ is a layer behind each of the frozen towers.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -152,13 +151,14 @@ class PatchSimilarity(Localizer):
         mixed: training mixtures, see `avloc.methods.tvsl.TVSL`; 1 for none.
         seconds: length of the sound, the middle of the clip.
         heatmap_size: height of the maps.
-        optimizer: see `Localizer`.
-        lr_scheduler: see `Localizer`.
+        training: options of `Localizer`.
 
     Raises:
         ValueError: neither of the two, or parts of both; or a mixture of less than one sample.
         WeightError: a file is missing, damaged, or of another model.
     """
+
+    not_stored: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -173,11 +173,9 @@ class PatchSimilarity(Localizer):
         mixed: int | tuple[int, int] = 1,
         seconds: float = 5.0,
         heatmap_size: int = 224,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        **training: Any,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler)
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"], logger=False)
+        super().__init__(**training)
         if (audioclip is None) == (wav2clip is None) or (wav2clip is None) != (clip is None):
             raise ValueError(
                 "PatchSimilarity listens with audioclip, or with wav2clip and its clip: set the others to null."

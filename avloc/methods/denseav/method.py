@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -33,8 +32,6 @@ from avloc.weights import WeightError, load_into, locate
 
 __all__ = ["DenseAV"]
 
-# A rebuilt method is used, not trained on: its own checkpoint holds every tensor that these files would give.
-NOT_STORED = ["optimizer", "lr_scheduler", "image_weights", "audio_weights", "checkpoint"]
 TARGET = "qkv"  # of the image tower's adapters
 
 
@@ -63,7 +60,7 @@ class DenseAV(Localizer):
         seconds: length of the sound; 10.2625 in the release for every data set.
         standardise: mean 0 and variance 1 of each sound as filled up; the release's demonstration leaves it out.
         heatmap_size: side of the heat map.
-        optimizer, lr_scheduler: see `Localizer`.
+        training: options of `Localizer`.
 
     Raises:
         UsageError: ``image_lora`` without peft.
@@ -71,6 +68,8 @@ class DenseAV(Localizer):
     """
 
     network: DenseAVNetwork
+    # A rebuilt method is used, not trained on: its own checkpoint holds every tensor that these files would give.
+    not_stored: ClassVar[tuple[str, ...]] = ("image_weights", "audio_weights", "checkpoint")
 
     def __init__(
         self,
@@ -97,11 +96,9 @@ class DenseAV(Localizer):
         seconds: float = 10.2625,
         standardise: bool = True,
         heatmap_size: int = 224,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        **training: Any,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler)
-        self.save_hyperparameters(ignore=NOT_STORED, logger=False)
+        super().__init__(**training)
         self.input_spec = InputSpec(
             image_size=image_size,
             resize="crop",

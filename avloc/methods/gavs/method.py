@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from avloc.backbones.sam import PIXEL_MEAN, PIXEL_STD, SAM
@@ -36,7 +37,7 @@ class GAVS(Localizer):
         heatmap_size: side of the heat map where there is no ground truth; else it has the size of the truth.
         chunk: frames whose masks are at full size together.
         optimizer: see `Localizer`. Released: AdamW, learning rate 1e-3, weight decay 0.01.
-        lr_scheduler: see `Localizer`. Released: none.
+        training: other options of `Localizer`. Released: no schedule.
 
     Stored features (``avloc store``, ``data.stored: true``) replace `frozen`: the image encoder's frozen part does not
     run then.
@@ -46,7 +47,7 @@ class GAVS(Localizer):
         WeightError: a file is missing, damaged, or of another model or size.
     """
 
-    network: GAVSNetwork
+    not_stored: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -59,11 +60,9 @@ class GAVS(Localizer):
         heatmap_size: int = 224,
         chunk: int = 8,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        **training: Any,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler)
-        # A rebuilt method is used, not trained on; a resumed one gets its optimiser from the YAML.
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"], logger=False)
+        super().__init__(optimizer=optimizer, **training)
         self.objective, self.heatmap_size, self.chunk = objective, heatmap_size, chunk
         segmenter, self.vggish = SAM.from_source(sam), VGGish.from_source(vggish)
         self.frozen_files = {"sam": segmenter.file, "vggish": locate(vggish)}

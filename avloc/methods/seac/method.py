@@ -13,11 +13,11 @@ import warnings
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from avloc.backbones.openclip import IMAGENET_TEMPLATES, OpenCLIP
@@ -94,14 +94,14 @@ class SeAC(Localizer):
         spectrogram: arithmetic of VGGish's front end; the reference's is float64.
         heatmap_size: side of the maps; every published evaluator asks for 224.
         optimizer: see `Localizer`. Paper: AdamW, learning rate 1e-4, weight decay 0.01.
-        lr_scheduler: see `Localizer`. Paper: linear decay over the whole run.
+        training: other options of `Localizer`. Paper: linear decay over the whole run.
 
     Raises:
         ValueError: the sound is shorter than one VGGish example, or there are no categories in the list.
         WeightError: a file is missing, damaged, or of another model.
     """
 
-    network: SeACNetwork
+    not_stored: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -124,11 +124,9 @@ class SeAC(Localizer):
         spectrogram: Precision = "float64",
         heatmap_size: int = 224,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        **training: Any,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler)
-        # A rebuilt method is used, not trained on; a resumed one gets its optimiser from the YAML.
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"], logger=False)
+        super().__init__(optimizer=optimizer, **training)
         self.mixture, self.mixing, self.negatives, self.count = mixture, mixing, negatives, count
         self.templates, self.sigma, self.degenerate = tuple(templates or IMAGENET_TEMPLATES), sigma, degenerate
         self.box_sets, self.segmentation, self.heatmap_size = tuple(box_sets), segmentation, heatmap_size

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from avloc.backbones.beats import BEATs
 from avloc.backbones.clipseg import CLIPSeg
-from avloc.methods.acl.method import ACL, NOT_STORED
-from avloc.methods.acl.network import ACLNetwork
+from avloc.methods.acl.method import ACL
+from avloc.methods.acl.network import ACLNetwork, Grounding
 from avloc.methods.souple.network import (
     Conditioned,
+    Context,
     Emits,
     Ensemble,
     ImageFeature,
@@ -31,18 +31,19 @@ class SOUPLE(ACL):
     Args:
         context: number M of context tokens (table 5: 4, 8, 16).
         position: place of the audio token, 1..M+1, 0 for last (table 6).
-        image_feature: see `SOUPLENetwork`.
-        emits: see `SOUPLENetwork`.
-        start: see `SOUPLENetwork`.
-        variant: ``standard``, ``fusion``, ``ensemble`` or ``ensemble_test`` (table 8); see `SOUPLENetwork`.
-        ensemble: see `SOUPLENetwork`.
-        conditioned: see `SOUPLENetwork`.
+        image_feature: see `Context`.
+        emits: see `Context`.
+        start: see `Context`.
+        variant: ``standard``, ``fusion``, ``ensemble`` or ``ensemble_test`` (table 8); see `Context`.
+        ensemble: see `Context`.
+        conditioned: see `Context`.
         template: none but the bare token, for the context takes its place. It is an argument so that a checkpoint of
             ACL, which names its own, is refused for what it is.
         acl: all other options of `ACL`.
     """
 
     paper_parameters = 2_380_000
+    not_stored: ClassVar[tuple[str, ...]] = (*ACL.not_stored, "template")
 
     def __init__(
         self,
@@ -57,21 +58,9 @@ class SOUPLE(ACL):
         template: Literal["{}"] = "{}",
         **acl: Any,
     ) -> None:
-        self.network_type = partial(
-            SOUPLENetwork,
-            context=context,
-            position=position,
-            image_feature=image_feature,
-            emits=emits,
-            start=start,
-            variant=variant,
-            ensemble=ensemble,
-            conditioned=conditioned,
-        )
+        self.learnt = Context(context, position, image_feature, emits, start, variant, ensemble, conditioned)
         super().__init__(template="{}", **acl)
         self.conditioned = emits != "none"
-        self.save_hyperparameters(ignore=["template", *NOT_STORED], logger=False)
 
-    def build_network(self, grounder: CLIPSeg, ears: BEATs, **options: Any) -> ACLNetwork:
-        del options["template"]  # the learned context stands in its place
-        return self.network_type(grounder, ears, **options)
+    def build_network(self, grounder: CLIPSeg, ears: BEATs, grounding: Grounding) -> ACLNetwork:
+        return SOUPLENetwork(grounder, ears, self.learnt, grounding)

@@ -1,12 +1,13 @@
 """SOUPLE: context tokens computed from the picture stand in front of the audio token, in place of a template's words.
 
 ``[SOT] V_1(x) ... V_M(x) [V_A] [EOT]`` goes through CLIP's text tower; everything else is ACL-SSL. What the paper
-leaves open is an option of `SOUPLENetwork`. Torch only.
+leaves open is an option of `Context`. Torch only.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 
 from avloc.backbones.beats import BEATs
 from avloc.backbones.clipseg import CLIPSeg, ImageFeatures
-from avloc.methods.acl.network import ACLNetwork
+from avloc.methods.acl.network import ACLNetwork, Grounding
 from avloc.methods.losses import gather_rows
 
-__all__ = ["MetaNet", "SOUPLENetwork"]
+__all__ = ["Context", "MetaNet", "SOUPLENetwork"]
 
 ImageFeature = Literal["pooled", "hidden", "patches"]
 Emits = Literal["shared", "separate", "only", "none"]
@@ -49,10 +50,11 @@ class MetaNet(nn.Module):
         return self.up(F.relu(self.down(F_I))).unflatten(-1, (self.vectors, -1))
 
 
-class SOUPLENetwork(ACLNetwork):
-    """ACL with learnable, image-conditioned context.
+@dataclass(frozen=True)
+class Context:
+    """The learnable context: how much of it, where, and what it depends on.
 
-    Args:
+    Attributes:
         grounder: frozen CLIPSeg.
         ears: frozen BEATs.
         context: number M of context tokens.
@@ -70,7 +72,26 @@ class SOUPLENetwork(ACLNetwork):
         conditioned: for picture i and the sound of sample j the context comes from the picture i that is
             ``asked`` (CoCoOp's reading: one prompt a pair), or from j's ``own`` picture (one prompt a sample: cheaper,
             but the prompt then tells its picture, which the contrast can match without listening).
-        acl: options of `ACLNetwork`.
+    """
+
+    context: int = 4
+    position: int = 0
+    image_feature: ImageFeature = "pooled"
+    emits: Emits = "shared"
+    start: Start = "normal"
+    variant: Variant = "standard"
+    ensemble: Ensemble = "raw"
+    conditioned: Conditioned = "asked"
+
+
+class SOUPLENetwork(ACLNetwork):
+    """ACL with learnable, image-conditioned context.
+
+    Args:
+        grounder: frozen CLIPSeg.
+        ears: frozen BEATs.
+        learnt: the context.
+        grounding: as of ACL; its template is the bare token, in front of which the context stands.
 
     Raises:
         ValueError: a position beyond M + 1, ``words`` with another M than 4, or ``fusion`` whose context nothing
@@ -81,29 +102,22 @@ class SOUPLENetwork(ACLNetwork):
         self,
         grounder: CLIPSeg,
         ears: BEATs,
-        *,
-        context: int = 4,
-        position: int = 0,
-        image_feature: ImageFeature = "pooled",
-        emits: Emits = "shared",
-        start: Start = "normal",
-        variant: Variant = "standard",
-        ensemble: Ensemble = "raw",
-        conditioned: Conditioned = "asked",
-        **acl: Any,
+        learnt: Context = Context(),
+        grounding: Grounding = Grounding(),  # noqa: B008  frozen
     ) -> None:
-        super().__init__(grounder, ears, template="{}", **acl)
+        super().__init__(grounder, ears, replace(grounding, template="{}"))
+        context, position, emits = learnt.context, learnt.position, learnt.emits
         if not 0 <= position <= context + 1:
             raise ValueError(f"position {position} of the audio token is not in 1..{context + 1} (0: last).")
         self.position = position or context + 1
-        self.image_feature, self.variant, self.ensemble = image_feature, variant, ensemble
-        self.conditioned = conditioned
+        self.image_feature, self.variant, self.ensemble = learnt.image_feature, learnt.variant, learnt.ensemble
+        self.conditioned = learnt.conditioned
         width = grounder.token_width
-        self.V = None if emits == "only" else nn.Parameter(self._initial(context, width, start))
-        inputs = grounder.config.vision_config.hidden_size if image_feature == "hidden" else grounder.width
-        if variant == "fusion" and inputs != width:
+        self.V = None if emits == "only" else nn.Parameter(self._initial(context, width, learnt.start))
+        inputs = grounder.config.vision_config.hidden_size if self.image_feature == "hidden" else grounder.width
+        if self.variant == "fusion" and inputs != width:
             raise ValueError(f"fusion adds picture ({inputs}) and sound ({width}); use image_feature: pooled.")
-        if variant == "fusion" and emits == "none":
+        if self.variant == "fusion" and emits == "none":
             raise ValueError(
                 "fusion puts the sound into the context, and emits: none has no meta-net to carry it there."
             )

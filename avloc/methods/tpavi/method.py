@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from avloc.backbones.vggish import VGGish
@@ -49,15 +48,14 @@ class TPAVI(Localizer):
             release fills up with black frames [choice]); False makes it a broken one.
         seconds: of sound that a frame hears, the stretch that it was taken in, 1 by default: the mean of the VGGish
             examples.
-        optimizer: see `Localizer`.
-        lr_scheduler: see `Localizer`.
+        training: options of `Localizer`.
 
     Raises:
         ValueError: the sizes do not fit each other.
         WeightError: a file is missing, damaged, or of another model.
     """
 
-    network: TPAVINetwork
+    not_stored: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -75,11 +73,9 @@ class TPAVI(Localizer):
         frames: int = 1,
         short_clips: bool = False,
         seconds: float | None = None,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        **training: Any,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler)
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"], logger=False)
+        super().__init__(**training)
         self.input_spec = InputSpec(
             image_size=image_size,
             interpolation="bilinear",

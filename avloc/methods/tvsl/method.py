@@ -6,12 +6,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from avloc.backbones.audioclip import AudioCLIP
@@ -89,8 +88,8 @@ class TVSL(Localizer):
         train_scale: training pictures are resized to this multiple of the side and cropped. The release crops after
             a resize of the short side, and squashes in tests; here both squash.
         heatmap_size: height of the maps.
-        optimizer: see `Localizer`. Paper: Adam, learning rate 1e-4; the released script says 1e-2.
-        lr_scheduler: see `Localizer`. Paper: none; released script: cosine.
+        training: options of `Localizer`. Paper: Adam, learning rate 1e-4, no schedule; the released script says 1e-2
+            and cosine.
 
     Raises:
         ValueError: no class, a name twice, a side that is no multiple of the tower's stride, prompts or mixtures of
@@ -99,6 +98,7 @@ class TVSL(Localizer):
     """
 
     network: TVSLNetwork
+    not_stored: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -115,12 +115,9 @@ class TVSL(Localizer):
         seconds: float = 5.0,
         train_scale: float = 1.1,
         heatmap_size: int = 224,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        **training: Any,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler)
-        # A rebuilt method is used, not trained on; a resumed one gets its optimiser from the YAML.
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"], logger=False)
+        super().__init__(**training)
         self.design = design if isinstance(design, Design) else DESIGNS[design]
         self.sources, self.detected, self.negatives = sources, detected, negatives
         self.mixed = range_of(mixed)

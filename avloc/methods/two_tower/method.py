@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from avloc.backbones.resnet import ObjectResNet, normalised
@@ -25,8 +24,6 @@ __all__ = ["EZVSL", "FNAC", "LVS", "SLAVC", "SSLTIE", "Alignment", "Scaling", "T
 
 Upsampling = Literal["bilinear_corners", "bilinear", "bicubic_corners", "bicubic"]
 Scaling = Literal["minmax", "affine"]
-# A rebuilt method is used, not trained on: its own checkpoint holds every tensor that these files would give.
-NOT_STORED = ["optimizer", "lr_scheduler", "image_weights", "checkpoint"]
 
 
 def heat(S: Tensor, size: int, upsampling: Upsampling, scaling: Scaling = "minmax") -> Tensor:
@@ -71,8 +68,7 @@ class TwoTower(Localizer):
         scaling: see `heat`; of the heat map. The confidence is `top_quarter` of the affine map in any case.
         channels_last: convolve with the channels innermost, the same values to rounding; widths must be multiples of 8.
             It about halves a step of the world's towers on a processor.
-        optimizer: see `Localizer`.
-        lr_scheduler: see `Localizer`.
+        training: options of `Localizer`.
 
     Raises:
         WeightError: a file is missing, damaged, would run code, or is of another member or size.
@@ -80,6 +76,8 @@ class TwoTower(Localizer):
     """
 
     design: Design = "one_head"
+    # A rebuilt method is used, not trained on: its own checkpoint holds every tensor that these files would give.
+    not_stored: ClassVar[tuple[str, ...]] = ("image_weights", "checkpoint")
 
     def __init__(
         self,
@@ -99,10 +97,9 @@ class TwoTower(Localizer):
         upsampling: Upsampling = "bilinear_corners",
         scaling: Scaling = "minmax",
         channels_last: bool = False,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        **training: Any,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler)
+        super().__init__(**training)
         self.input_spec = InputSpec(
             image_size=image_size,
             resize=image_resize,
@@ -197,7 +194,6 @@ class EZVSL(TwoTower):
 
     def __init__(self, objective: losses.EZVSL = losses.EZVSL(), **common: Any) -> None:  # noqa: B008  frozen
         super().__init__(**common)
-        self.save_hyperparameters(ignore=NOT_STORED, logger=False)
         self.objective = objective
 
 
@@ -222,7 +218,6 @@ class FNAC(TwoTower):
         **common: Any,
     ) -> None:
         super().__init__(dropout=dropout, masks=masks, **common)
-        self.save_hyperparameters(ignore=NOT_STORED, logger=False)
         self.objective, self.warm_up = objective, warm_up
 
     def training_losses(self, batch: AVBatch) -> dict[str, Tensor]:
@@ -259,7 +254,6 @@ class SLAVC(TwoTower):
         **common: Any,
     ) -> None:
         super().__init__(dropout=dropout, upsampling=upsampling, **common)
-        self.save_hyperparameters(ignore=NOT_STORED, logger=False)
         self.objective, self.m_image, self.m_audio, self.answers = objective, m_image, m_audio, answers
 
     def training_losses(self, batch: AVBatch) -> dict[str, Tensor]:
@@ -300,7 +294,6 @@ class LVS(TwoTower):
         **common: Any,
     ) -> None:
         super().__init__(seconds=seconds, image_resize=image_resize, upsampling=upsampling, **common)
-        self.save_hyperparameters(ignore=NOT_STORED, logger=False)
         self.objective = objective
 
 
@@ -337,7 +330,6 @@ class SSLTIE(TwoTower):
         super().__init__(
             masks=masks, seconds=seconds, hop=hop, image_resize=image_resize, upsampling=upsampling, **common
         )
-        self.save_hyperparameters(ignore=NOT_STORED, logger=False)
         self.objective, self.rotation = objective, rotation
 
     def build_front_end(self, hop: int) -> MelDecibels:
@@ -375,6 +367,11 @@ class Alignment(TwoTower):
     """
 
     design = "headless"
+    not_stored: ClassVar[tuple[str, ...]] = (
+        *TwoTower.not_stored,
+        "neighbours_image",
+        "neighbours_audio",
+    )  # asked in training alone
 
     def __init__(
         self,
@@ -390,8 +387,6 @@ class Alignment(TwoTower):
         **common: Any,
     ) -> None:
         super().__init__(hop=hop, image_resize=image_resize, upsampling=upsampling, **common)
-        # Who is alike is asked in training alone.
-        self.save_hyperparameters(ignore=[*NOT_STORED, "neighbours_image", "neighbours_audio"], logger=False)
         self.objective, self.k, self.views, self.view_masks = objective, k, views, view_masks
         self.sees_alike = None if neighbours_image is None else ObjectResNet.from_source(neighbours_image)
         self.hears_alike = None if neighbours_audio is None else VGGish.from_source(neighbours_audio)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from avloc.methods.acl.losses import Objective, batch_areas
-from avloc.methods.acl.network import ACLNetwork, feature_mask
+from avloc.methods.acl.network import ACLNetwork, Grounding, feature_mask
 from avloc.weights import load_into
 from tests.golden.case import Case
 from tests.golden.kinds.clip_dense import decoded
@@ -52,7 +52,7 @@ def run(case: Case) -> dict[str, Tensor]:
     c = case.config
     model = grounder(case, "av_grounder.")
     model.tokenizer = Placeholder(case.inputs["placeholder_token"][0].tolist(), c["pos"], c["prompt_size"])
-    net = ACLNetwork(model, Ears(3 * c["fga_input_size"]), template="words {}", pooling="batch")
+    net = ACLNetwork(model, Ears(3 * c["fga_input_size"]), Grounding(template="words {}", pooling="batch"))
     for part in ("audio_proj", "masker_i"):
         state = {k.removeprefix(part + "."): v for k, v in case.weights.items() if k.startswith(part + ".")}
         load_into(getattr(net, part), state, case.id)
