@@ -106,8 +106,8 @@ class AVBatch:
         image: uint8 ``[B, 3, H, W]``, RGB (``[B, F, 3, H, W]`` when ``InputSpec.frames`` F > 1).
         audio: float32 ``[B, T]`` in [-1, 1] at the method's sample rate.
         index: int64 ``[B]``, place of the sample in its evaluation set; -1 in training.
-        size: int64 ``[B, 2]``, height and width of the picture at the top left of its square; None unless
-            ``InputSpec.resize`` is ``pad``.
+        size: int64 ``[B, 2]`` in the host's memory, height and width of the picture at the top left of its square; None
+            unless ``InputSpec.resize`` is ``pad``.
         truth: float32 ``[B, S, G, G']``, ground-truth map of each source, or None; in [0, 1] (overlapping boxes that a
             published reading does not clip exceed 1); G' = n G for n pictures side by side, and another side where
             ``data.truth_size`` asks for one.
@@ -162,9 +162,16 @@ class AVBatch:
     def device(self) -> torch.device:
         return self.image.device
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> AVBatch:
-        """The same batch with every tensor on ``device``."""
-        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
+    def to(self, device: torch.device | str, non_blocking: bool | None = None) -> AVBatch:
+        """The same batch on ``device``, but for `size`, by which rows are cut: it stays where it is.
+
+        Args:
+            device: where to.
+            non_blocking: not to wait for copies. None waits for all but those to a GPU, whose kernels wait themselves.
+        """
+        if non_blocking is None:
+            non_blocking = torch.device(device).type == "cuda"
+        return replace(self._map(lambda x: x.to(device, non_blocking=non_blocking)), size=self.size)
 
     def pin_memory(self) -> AVBatch:
         return self._map(lambda x: x.pin_memory())

@@ -21,7 +21,7 @@ from avloc.methods.seac import SeAC
 from avloc.names import find_config
 from avloc.report.experiments import blocks, reached, read_experiment, told_rows
 from avloc.report.published import find, papers, quoted, unreached
-from avloc.world import SPLITS, write_world
+from avloc.world import write_world
 from tests.methods.tiny import avs_clip, avs_set, tiny_audioclip_files, tiny_files, tiny_sam_files
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
@@ -108,14 +108,8 @@ def test_the_worlds_few_shots_go_on_from_its_zero_shot_run_as_it_is(shots: int) 
     zero, few = content("gavs_world_zero_shot"), content(f"gavs_world_{shots}shot")
     assert few["start_from"] == "runs/gavs_world_zero_shot/version_0/checkpoints/best.ckpt"
     assert few["data"]["train"] == f"world:train_factors_{shots}shot"
-    schedules = [x["model"]["init_args"].pop("lr_scheduler")["init_args"]["T_max"] for x in (zero, few)]
     assert zero["model"] == few["model"]
     assert (zero["data"]["val"], zero["data"]["test"]) == (few["data"]["val"], few["data"]["test"])
-    steps = [
-        SPLITS[x["data"]["train"][6:]].scenes // x["data"]["batch_size"] * x["trainer"]["max_epochs"]
-        for x in (zero, few)
-    ]
-    assert schedules == steps
 
 
 def test_both_methods_learn_the_shared_sounds_alike() -> None:

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
+from avloc.backbones.pixels import per_channel
 from avloc.backbones.tokens import Tokenizer, clip_tokenizer, world_tokenizer
 from avloc.backbones.towers import Tower, header, own_metadata
 from avloc.weights import load_into, locate, read_state
@@ -70,8 +71,7 @@ class ImageFeatures:
 
 def normalise(image: Tensor) -> Tensor:
     """uint8 ``[B, 3, H, W]`` to float32 with CLIP's mean and standard deviation."""
-    mean = torch.tensor(CLIP_MEAN, device=image.device).view(3, 1, 1)
-    std = torch.tensor(CLIP_STD, device=image.device).view(3, 1, 1)
+    mean, std = (per_channel(v, image.device) for v in (CLIP_MEAN, CLIP_STD))
     return (image.float() / 255 - mean) / std
 
 

@@ -25,6 +25,7 @@ from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from avloc.backbones.pixels import per_channel
 from avloc.backbones.tokens import Tokenizer, clip_tokenizer, world_tokenizer
 from avloc.backbones.towers import Tower, header, own_metadata
 from avloc.weights import WeightError, load_into, locate, read_state, zipped
@@ -193,8 +194,7 @@ class OpenCLIP(Tower):
 
 def normalise(image: Tensor) -> Tensor:
     """Pixels 0 to 255 ``[B, 3, H, W]``, uint8 or float, to float32 with CLIP's mean and standard deviation."""
-    mean = torch.tensor(OPENAI_DATASET_MEAN, device=image.device).view(3, 1, 1)
-    std = torch.tensor(OPENAI_DATASET_STD, device=image.device).view(3, 1, 1)
+    mean, std = (per_channel(v, image.device) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
     return (image.float() / 255 - mean) / std
 
 

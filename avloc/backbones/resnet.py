@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avloc.backbones.pixels import per_channel
 from avloc.weights import WeightError, WeightFile, load_into, locate, read_metadata, read_state
 
 __all__ = ["SIDE", "ObjectResNet", "normalised"]
@@ -87,7 +88,7 @@ class ObjectResNet(nn.Module):
 
 def normalised(image: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 RGB ``[B, 3, H, W]`` to float32 with ImageNet's mean and deviation, at another height and width."""
-    mean, deviation = (torch.tensor(v, device=image.device).view(3, 1, 1) for v in (MEAN, DEVIATION))
+    mean, deviation = (per_channel(v, image.device) for v in (MEAN, DEVIATION))
     pixels = image.float() / 255
     if tuple(image.shape[-2:]) != size:
         pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)

@@ -29,6 +29,7 @@ from segment_anything.modeling.image_encoder import window_partition, window_unp
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
 
+from avloc.backbones.pixels import per_channel
 from avloc.backbones.towers import Tower, header, own_metadata
 from avloc.weights import WeightError, load_into, locate, read_state
 
@@ -205,6 +206,7 @@ class SAM(Tower):
             ValueError: a picture has another longest side; names the first.
         """
         side = self.config.image_size
+        mean, std = (per_channel(v, images[0].device) for v in (PIXEL_MEAN, PIXEL_STD))
         out = []
         for i, image in enumerate([images] if isinstance(images, Tensor) else images):
             height, width = image.shape[-2:]
@@ -214,8 +216,6 @@ class SAM(Tower):
                     f"SAM wants pictures whose longest side is {side} pixels; {which}has {height} x {width}. Set "
                     "image_size of the method's InputSpec accordingly, or call SAM.resize_longest first."
                 )
-            mean = torch.tensor(PIXEL_MEAN, device=image.device).view(3, 1, 1)
-            std = torch.tensor(PIXEL_STD, device=image.device).view(3, 1, 1)
             out.append(F.pad((image.float() - mean) / std, (0, side - width, 0, side - height)))
         return out[0] if isinstance(images, Tensor) else torch.stack(out)
 

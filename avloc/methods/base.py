@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.serialization import get_safe_globals
 
 from avloc.methods.checkpoint import IDENTITY, CheckpointError, read_checkpoint, tensors_of
+from avloc.methods.schedules import OverRun
 from avloc.types import AVBatch, InputSpec, Localization
 from avloc.weights import WeightFile, given_by, names_of
 
@@ -51,7 +52,8 @@ class Localizer(Remembering, LightningModule):
     Args:
         optimizer: called with the trainable parameters. ``fused`` is switched on where they are on a GPU, unless it or
             ``foreach`` is set, or gradients are clipped, which a fused optimiser does not go with in mixed precision.
-        lr_scheduler: called with the optimiser; stepped once per optimiser step. None for a constant rate.
+        lr_scheduler: called with the optimiser; stepped once per optimiser step, and told the length of the run where
+            it is an `avloc.methods.schedules.OverRun`. None for a constant rate.
     """
 
     input_spec: InputSpec
@@ -139,10 +141,10 @@ class Localizer(Remembering, LightningModule):
             optimizer = with_fused_kernels(optimizer)
         if self.lr_scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
-        }
+        scheduler = self.lr_scheduler(optimizer)
+        if isinstance(scheduler, OverRun) and self._trainer:
+            scheduler.over(self._trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def clips(self) -> bool:
         """Whether gradients are clipped, which Lightning refuses with fused kernels in mixed precision."""

@@ -290,5 +290,9 @@ def test_stored_features_travel_with_the_batch() -> None:
     taken = batch.take([2, 0])
     assert taken.stored["n"].tolist() == [2, 0]
     assert taken.stored["x"][:, 0, 0].tolist() == [2, 0]
-    assert batch.to("meta").stored["x"].device.type == "meta"
+    batch.size = torch.tensor([[4, 5], [5, 4], [5, 5]])
+    moved = batch.to("meta")
+    assert {moved.image.device.type, moved.stored["x"].device.type} == {"meta"}
+    assert moved.size is not None
+    assert moved.size.tolist() == [[4, 5], [5, 4], [5, 5]]  # told to Python without waiting for the device
     assert batch.stored["n"].tolist() == [0, 1, 2]
