@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from avloc import RUNS
 from avloc.errors import UsageError
@@ -16,6 +18,7 @@ __all__ = [
     "known",
     "newest",
     "with_found_configs",
+    "words",
 ]
 
 
@@ -67,6 +70,13 @@ def with_found_configs(args: list[str]) -> list[str]:
 def newest(paths: list[Path]) -> Path | None:
     """The path that was written last; None of none."""
     return max(paths, key=lambda p: p.stat().st_mtime, default=None)
+
+
+def words(metavar: str, help: str, complete: Callable[[str], Any], **more: Any) -> Any:
+    """The argument of a command that takes words and passes them on."""
+    import typer
+
+    return typer.Argument(metavar=metavar, help=help, autocompletion=complete, show_default=False, **more)
 
 
 def complete_experiment(incomplete: str) -> list[str]:

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from avloc.errors import UsageError
+from avloc.names import words as words_argument
 
 __all__ = ["converters", "prep"]
 
@@ -33,11 +32,10 @@ def complete_converter(incomplete: str) -> list[tuple[str, str]]:
 def prep(
     words: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="NAME [OPTIONS]",
-            help="A converter and its options; without a name the converters are listed.",
-            autocompletion=complete_converter,
-            show_default=False,
+        words_argument(
+            "NAME [OPTIONS]",
+            "A converter and its options; without a name the converters are listed.",
+            complete_converter,
         ),
     ] = None,
 ) -> None:

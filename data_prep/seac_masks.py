@@ -23,16 +23,15 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from avloc.data.index import ShardError
 from avloc.data.indexed import EvalSet
 from avloc.data.module import AVDataModule
 from avloc.data.schema import SampleError
-from avloc.data.store import store_features
 from avloc.data.stored import FeatureStore, StoreError, made_by, store_name, stored_folder
 from avloc.errors import UsageError
 from avloc.experiment.run import instantiate
+from avloc.experiment.store import stored
 from avloc.methods.seac import SeAC
 from avloc.names import find_config
 from avloc.weights import WeightError
@@ -100,21 +99,9 @@ def store(model: SeAC, indexes: Sequence[str], args: argparse.Namespace) -> int:
     if args.dry_run:
         return 0 if need <= free else 1
     model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        for index in indexes:
-            task = bar.add_task(Path(index).stem, total=None)
-            done = store_features(
-                model,
-                index,
-                batch_size=args.batch_size,
-                workers=args.jobs,
-                progress=lambda more, total, task=task: bar.update(task, advance=more, total=total),  # type: ignore[misc]
-                num_parts=args.num_parts,
-                part=args.part,
-            )
-            report = f"{done.folder}: {done.units} pictures stored, {done.kept} were there, {len(done.skipped)} broken"
-            console.print(report, highlight=False, markup=False, soft_wrap=True)
+    for done in stored(model, indexes, args.batch_size, args.jobs, args.num_parts, args.part):
+        report = f"{done.folder}: {done.units} pictures stored, {done.kept} were there, {len(done.skipped)} broken"
+        console.print(report, highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

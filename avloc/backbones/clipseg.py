@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
 from avloc.backbones.pixels import per_channel
-from avloc.backbones.tokens import Tokenizer, clip_tokenizer, world_tokenizer
-from avloc.backbones.towers import Tower, header, own_metadata
+from avloc.backbones.tokens import Tokenizer, clip_tokenizer
+from avloc.backbones.towers import Tower, header, own_parts
 from avloc.weights import load_into, locate, read_state
 
 __all__ = ["CLIP_MEAN", "CLIP_STD", "RD64_REFINED", "CLIPSeg", "ImageFeatures", "normalise"]
@@ -99,12 +99,11 @@ class CLIPSeg(Tower):
         Raises:
             WeightError: the file is missing, damaged, or not a CLIPSeg.
         """
-        if source == "random":
-            return cls(RD64_REFINED, clip_tokenizer())
         file = locate(source)
-        assert file.path is not None
-        if (own := own_metadata(file, "clipseg", "a CLIPSeg")) is not None:
-            model = cls(json.loads(own["config"]), world_tokenizer(own["tokenizer"]))
+        if file.path is None:
+            return cls(RD64_REFINED, clip_tokenizer())
+        if (own := own_parts(file, "clipseg", "a CLIPSeg")) is not None:
+            model = cls(*own)
         else:
             beside = file.path.parent / "config.json"
             model = cls(json.loads(beside.read_text()) if beside.is_file() else RD64_REFINED, clip_tokenizer())

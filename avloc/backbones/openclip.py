@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from avloc.backbones.pixels import per_channel
-from avloc.backbones.tokens import Tokenizer, clip_tokenizer, world_tokenizer
-from avloc.backbones.towers import Tower, header, own_metadata
+from avloc.backbones.tokens import Tokenizer, clip_tokenizer
+from avloc.backbones.towers import Tower, header, own_parts
 from avloc.weights import WeightError, load_into, locate, read_state, zipped
 
 __all__ = ["IMAGENET_TEMPLATES", "RN50", "TINY", "VIT_B16", "OpenCLIP", "read_archive"]
@@ -97,8 +97,8 @@ class OpenCLIP(Tower):
             return cls(config, clip_tokenizer())
         file = locate(source)
         assert file.path is not None
-        if (own := own_metadata(file, "openclip", "an open_clip CLIP")) is not None:
-            model = cls(json.loads(own["config"]), world_tokenizer(own["tokenizer"]))
+        if (own := own_parts(file, "openclip", "an open_clip CLIP")) is not None:
+            model = cls(*own)
             state = read_state(file.path)
         else:
             state = read_clip(file.path)

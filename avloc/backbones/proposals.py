@@ -253,6 +253,15 @@ def write_boxes(path: Path | str, pictures: Iterable[tuple[str, np.ndarray, np.n
 # ---- detectors of other libraries
 
 
+def of_snapshot(source: str, model: Any, processor: Any, device: torch.device | str) -> tuple[Any, Any]:
+    """A detector of `transformers` in eval mode, and what prepares its pictures; nothing is downloaded."""
+    folder = snapshot(source)
+    return (
+        model.from_pretrained(folder, local_files_only=True).eval().to(device),
+        processor.from_pretrained(folder, local_files_only=True),
+    )
+
+
 class Owlv2Boxes(BoxSource):
     """OWLv2's objectness head through `transformers`: every patch's box, no text.
 
@@ -266,9 +275,7 @@ class Owlv2Boxes(BoxSource):
     def load(self, device: torch.device | str) -> Detector:
         from transformers import Owlv2ForObjectDetection, Owlv2ImageProcessor
 
-        folder = snapshot(self.source)
-        model = Owlv2ForObjectDetection.from_pretrained(folder, local_files_only=True).eval().to(device)
-        prepare = Owlv2ImageProcessor.from_pretrained(folder, local_files_only=True)
+        model, prepare = of_snapshot(self.source, Owlv2ForObjectDetection, Owlv2ImageProcessor, device)
 
         @torch.inference_mode()
         def detect(images: Sequence[Tensor], names: Sequence[str]) -> list[Proposals]:
@@ -299,9 +306,7 @@ class GroundingDinoBoxes(BoxSource):
     def load(self, device: torch.device | str) -> Detector:
         from transformers import AutoProcessor, GroundingDinoForObjectDetection
 
-        folder = snapshot(self.source)
-        model = GroundingDinoForObjectDetection.from_pretrained(folder, local_files_only=True).eval().to(device)
-        prepare = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        model, prepare = of_snapshot(self.source, GroundingDinoForObjectDetection, AutoProcessor, device)
 
         @torch.inference_mode()
         def detect(images: Sequence[Tensor], names: Sequence[str]) -> list[Proposals]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Self
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from avloc.backbones.tokens import Tokenizer
+from avloc.backbones.tokens import Tokenizer, world_tokenizer
 from avloc.weights import WeightError, WeightFile, read_metadata
 
-__all__ = ["Tower", "header", "matrices_halved", "own_metadata"]
+__all__ = ["Joint", "Tower", "header", "matrices_halved", "own_metadata", "own_parts"]
 
 REMEDY = "Get the file that `avloc weights` names."
 
@@ -49,6 +52,38 @@ def own_metadata(file: WeightFile, kind: str, named: str) -> dict[str, str] | No
     if metadata["kind"] != kind:
         raise WeightError(f"{file.path} holds a {metadata['kind']}, not {named}. {REMEDY}")
     return metadata
+
+
+def own_parts(file: WeightFile, kind: str, named: str) -> tuple[Any, Tokenizer] | None:
+    """Sizes and vocabulary in a file that `save_world` wrote; arguments and errors as of `own_metadata`."""
+    own = own_metadata(file, kind, named)
+    return None if own is None else (json.loads(own["config"]), world_tokenizer(own["tokenizer"]))
+
+
+class Joint:
+    """Towers of several kinds whose embeddings are compared, in one module; a file of the suite's own making holds all.
+
+    Attributes:
+        kind: by which such a file is known.
+        config: a dataclass of sizes, among them ``embed_dim``.
+        tokenizer: turns text into ids.
+    """
+
+    kind: ClassVar[str]
+    config: Any
+    tokenizer: Tokenizer | None
+
+    @property
+    def width(self) -> int:
+        """D: size of the joint embedding."""
+        return self.config.embed_dim
+
+    def save_world(self, path: Path, **metadata: str) -> None:
+        """Write safetensors with configuration and tokenizer inside; see `matrices_halved`."""
+        assert isinstance(self, nn.Module)
+        assert self.tokenizer is not None
+        head = header(self.kind, asdict(self.config), self.tokenizer)
+        save_file(matrices_halved(self.state_dict()), path, metadata=head | metadata)
 
 
 def header(kind: str, config: Any, tokenizer: Tokenizer | None = None) -> dict[str, str]:

@@ -20,6 +20,7 @@ import yaml
 from avloc import RUNS
 from avloc.errors import UsageError
 from avloc.names import complete_experiment, find_config, newest, with_found_configs
+from avloc.names import words as words_argument
 from avloc.processes import name_to_children
 
 __all__ = [
@@ -63,11 +64,10 @@ KEYS = {
 KEYS_OF_A_YAML = "\n".join(f"- --{key}: {what}" for key, what in KEYS.items())
 Words = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="-c NAME [--KEY VALUE ...]",
-        help="Experiments or YAML files behind -c, later ones over earlier ones, and keys of a YAML.",
-        autocompletion=complete_experiment,
-        show_default=False,
+    words_argument(
+        "-c NAME [--KEY VALUE ...]",
+        "Experiments or YAML files behind -c, later ones over earlier ones, and keys of a YAML.",
+        complete_experiment,
     ),
 ]
 HelpAll = Annotated[bool, typer.Option("--help-all", help="Every key with its type and default; or those of: KEY.")]
@@ -124,11 +124,8 @@ TRAINER_COMMANDS = (fit, validate, test, predict)
 def train(
     words: Annotated[
         list[str],
-        typer.Argument(
-            metavar="NAME... [--KEY VALUE ...]",
-            help="Experiments, and behind them options of `avloc fit`.",
-            autocompletion=complete_experiment,
-            show_default=False,
+        words_argument(
+            "NAME... [--KEY VALUE ...]", "Experiments, and behind them options of `avloc fit`.", complete_experiment
         ),
     ],
     resume: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -10,12 +11,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from avloc.data.store import store_features
+from avloc.data.store import StoreReport, store_features
 from avloc.data.stored import Storable
 from avloc.errors import UsageError
 from avloc.experiment.run import instantiate
 
-__all__ = ["store"]
+__all__ = ["store", "stored"]
 
 
 def store(config: Path, options: list[str], parts: int = 1, part: int = 0) -> None:
@@ -37,21 +38,23 @@ def store(config: Path, options: list[str], parts: int = 1, part: int = 0) -> No
     sets = [(data.train, "train")] if data.train else []
     sets += [(name, "test") for name in (*data.val, *data.calibration, *data.test)]
     model.to("cuda" if torch.cuda.is_available() else "cpu")
+    indexes = [data.find(name, split) for name, split in sets]
+    for report in stored(storable, indexes, data.eval_batch_size, data.num_workers, parts, part):
+        skipped = f", {len(report.skipped)} broken pictures" if report.skipped else ""
+        print(f"{report.folder}: {report.units} pictures, {report.kept} were there{skipped}")
+
+
+def stored(
+    storable: Storable, indexes: Iterable[str], batch_size: int, workers: int, parts: int, part: int
+) -> Iterator[StoreReport]:
+    """Store set by set with a progress bar, each once; see `store_features`."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        for index in dict.fromkeys(data.find(name, split) for name, split in sets):
-            task = bar.add_task(Path(index).stem, total=None)
-            report = store_features(
-                storable,
-                index,
-                batch_size=data.eval_batch_size,
-                workers=data.num_workers,
-                progress=partial(show, bar, task),
-                num_parts=parts,
-                part=part,
+        for index in dict.fromkeys(indexes):
+            progress = partial(show, bar, bar.add_task(Path(index).stem, total=None))
+            yield store_features(
+                storable, index, batch_size=batch_size, workers=workers, progress=progress, num_parts=parts, part=part
             )
-            skipped = f", {len(report.skipped)} broken pictures" if report.skipped else ""
-            print(f"{report.folder}: {report.units} pictures, {report.kept} were there{skipped}")
 
 
 def show(bar: Progress, task: TaskID, more: int, total: int) -> None:

@@ -132,6 +132,11 @@ class Localizer(Remembering, LightningModule):
     def predict_step(self, batch: AVBatch, batch_idx: int, dataloader_idx: int = 0) -> Localization:
         return self.localize(batch)
 
+    def evaluated_sets(self) -> list[Any]:
+        """The sets that are being validated or tested, in the order of ``dataloader_idx``."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data.val_sets if self.trainer.validating else data.test_sets
+
     def trainable(self) -> list[nn.Parameter]:
         return [p for p in self.parameters() if p.requires_grad]
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from avloc.backbones.audioclip.audio import AudioConfig, AudioTower
 from avloc.backbones.audioclip.image import ImageConfig, ImageTower, Positions
 from avloc.backbones.audioclip.text import TextTower
-from avloc.backbones.tokens import TextConfig, Tokenizer, clip_tokenizer, world_tokenizer
-from avloc.backbones.towers import Tower, header, matrices_halved, own_metadata
+from avloc.backbones.tokens import TextConfig, Tokenizer, clip_tokenizer
+from avloc.backbones.towers import Joint, Tower, own_parts
 from avloc.weights import load_into, locate, read_state
 
 __all__ = ["INT16", "WORLD", "AudioCLIP", "AudioCLIPConfig"]
@@ -44,6 +41,11 @@ class AudioCLIPConfig:
     text: TextConfig = field(default_factory=TextConfig)
     audio: AudioConfig = field(default_factory=AudioConfig)
 
+    @property
+    def vision(self) -> ImageConfig:
+        """The image tower, by ImageBind's name of it."""
+        return self.image
+
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> AudioCLIPConfig:
         """What `dataclasses.asdict` gave, also after JSON made lists of its tuples."""
@@ -64,7 +66,7 @@ WORLD = AudioCLIPConfig(
 )
 
 
-class AudioCLIP(Tower, TextTower):
+class AudioCLIP(Joint, Tower, TextTower):
     """The three towers under the official key names; the text tower's have no prefix, so it is the base class.
 
     Args:
@@ -77,6 +79,8 @@ class AudioCLIP(Tower, TextTower):
         frozen: as above; may be changed.
         file: where the weights came from.
     """
+
+    kind = "audioclip"
 
     def __init__(
         self, config: AudioCLIPConfig | None = None, tokenizer: Tokenizer | None = None, frozen: bool = False
@@ -104,26 +108,14 @@ class AudioCLIP(Tower, TextTower):
             WeightError: the file is missing, damaged, or not an AudioCLIP with all three towers.
         """
         file = locate(source)
-        if (own := own_metadata(file, "audioclip", "an AudioCLIP")) is not None:
-            config = AudioCLIPConfig.from_dict(json.loads(own["config"]))
-            model = cls(config, world_tokenizer(own["tokenizer"]), frozen)
+        if (own := own_parts(file, "audioclip", "an AudioCLIP")) is not None:
+            model = cls(AudioCLIPConfig.from_dict(own[0]), own[1], frozen)
         else:
             model = cls(AudioCLIPConfig(), clip_tokenizer(), frozen)
         if file.path:
             load_into(model, read_state(file.path), str(file.path))
         model.file = file
         return model.requires_grad_(not frozen)
-
-    def save_world(self, path: Path, **metadata: str) -> None:
-        """Write safetensors with configuration and tokenizer inside; see `matrices_halved`."""
-        assert self.tokenizer is not None
-        head = header("audioclip", asdict(self.config), self.tokenizer)
-        save_file(matrices_halved(self.state_dict()), path, metadata=head | metadata)
-
-    @property
-    def width(self) -> int:
-        """D: size of the joint embedding."""
-        return self.config.embed_dim
 
     def temperature(self, pair: Pair) -> Tensor:
         """Learnt factor of the cosines of a pair, float32 ``[]`` in [1, 100].

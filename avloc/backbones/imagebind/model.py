@@ -5,20 +5,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from avloc.backbones.imagebind.config import ImageBindConfig
 from avloc.backbones.imagebind.layers import EPS, AudioStem, Patches, Scale, TextStem, Trunk, VisionStem, head
-from avloc.backbones.tokens import Tokenizer, clip_tokenizer, world_tokenizer
-from avloc.backbones.towers import header, matrices_halved, own_metadata
+from avloc.backbones.tokens import Tokenizer, clip_tokenizer
+from avloc.backbones.towers import Joint, own_parts
 from avloc.frontends.kaldi import KaldiFbank
 from avloc.weights import WeightFile, load_into, locate, read_state
 
@@ -54,7 +50,7 @@ def pieces(waveform: Tensor, count: int, length: int) -> Tensor:
     return torch.stack([waveform[:, s : s + length] for s in starts], 1)
 
 
-class ImageBind(nn.Module):
+class ImageBind(Joint, nn.Module):
     """The three towers under the official key names.
 
     Args:
@@ -64,6 +60,8 @@ class ImageBind(nn.Module):
     Attributes:
         file: where the weights came from.
     """
+
+    kind = "imagebind"
 
     def __init__(self, config: ImageBindConfig | None = None, tokenizer: Tokenizer | None = None) -> None:
         super().__init__()
@@ -113,9 +111,8 @@ class ImageBind(nn.Module):
             WeightError: the file is missing, damaged, or not an ImageBind with these three towers.
         """
         file = locate(source)
-        if (own := own_metadata(file, "imagebind", "an ImageBind")) is not None:
-            config = ImageBindConfig.from_dict(json.loads(own["config"]))
-            model = cls(config, world_tokenizer(own["tokenizer"]))
+        if (own := own_parts(file, "imagebind", "an ImageBind")) is not None:
+            model = cls(ImageBindConfig.from_dict(own[0]), own[1])
         else:
             model = cls(ImageBindConfig(), clip_tokenizer())
         if file.path:
@@ -123,17 +120,6 @@ class ImageBind(nn.Module):
             load_into(model, state, str(file.path))
         model.file = file
         return model.eval().requires_grad_(not frozen)
-
-    def save_world(self, path: Path, **metadata: str) -> None:
-        """Write safetensors with configuration and tokenizer inside; matrices and kernels in half precision."""
-        assert self.tokenizer is not None
-        top = header("imagebind", asdict(self.config), self.tokenizer)
-        save_file(matrices_halved(self.state_dict()), path, metadata=top | metadata)
-
-    @property
-    def width(self) -> int:
-        """D: size of the joint embedding."""
-        return self.config.embed_dim
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Unit embeddings of pictures.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,9 +90,7 @@ class ClassQuery(Localizer):
         self, batch: AVBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> Localization:
         if self.given is None:
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            sets = data.val_sets if self.trainer.validating else data.test_sets
-            self.of_set = classes_of(sets[dataloader_idx])
+            self.of_set = classes_of(self.evaluated_sets()[dataloader_idx])
         return self.localize(batch)
 
     validation_step = test_step  # type: ignore[assignment]

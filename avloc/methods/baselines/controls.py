@@ -158,9 +158,7 @@ class MeanMap(Localizer):
         self, batch: AVBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> Localization:
         if self.means is None:
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            sets = data.val_sets if self.trainer.validating else data.test_sets
-            self.means = [summed_truth(s, self.trainer) for s in sets]
+            self.means = [summed_truth(s, self.trainer) for s in self.evaluated_sets()]
         mean = self.means[dataloader_idx]
         if mean is None:
             raise ValueError(f"{batch.key[0]}, ...: a set without ground-truth maps has no mean map.")

@@ -91,8 +91,7 @@ class Wav2CLIPTowers(Towers):
     """Wav2CLIP's sound embedding, and the patches of the CLIP (a ViT of its width) into whose space it hears.
 
     Args:
-        weights: weight source of Wav2CLIP.
-        clip: weight source of CLIP; ViT-B/32 by its width.
+        weights, clip: as of `avloc.methods.baselines.spaces.Wav2CLIPSpace`.
         statistics: see `avloc.backbones.wav2clip.Wav2CLIP`.
 
     Raises:

@@ -7,7 +7,7 @@ Every vector is of unit length, so a product is a cosine.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +128,7 @@ class ThreeTowers(Protocol):
     """A model that hears, reads and looks (`AudioCLIP`, `ImageBind`)."""
 
     file: WeightFile
+    config: Any
 
     @property
     def width(self) -> int: ...
@@ -147,11 +148,12 @@ class ThreeTowerSpace(Space):
     Args:
         name: of the model among the weight files.
         towers: the model.
-        sample_rate, seconds, image_size: as of `Space`.
+        seconds: as of `Space`.
     """
 
-    def __init__(self, name: str, towers: ThreeTowers, sample_rate: int, seconds: float, image_size: int) -> None:
-        super().__init__(sample_rate, seconds, image_size, towers.width, {name: towers.file})
+    def __init__(self, name: str, towers: ThreeTowers, seconds: float) -> None:
+        rate, side = towers.config.audio.sample_rate, towers.config.vision.size
+        super().__init__(rate, seconds, side, towers.width, {name: towers.file})
         self.towers = towers
         self.frozen()
 
@@ -219,9 +221,7 @@ class AudioCLIPSpace(ThreeTowerSpace):
     """
 
     def __init__(self, weights: str = "audioclip_full", seconds: float = 5.0) -> None:
-        towers = AudioCLIP.from_source(weights)
-        c = towers.config
-        super().__init__("audioclip", towers, c.audio.sample_rate, seconds, c.image.size)
+        super().__init__("audioclip", AudioCLIP.from_source(weights), seconds)
 
 
 class ClapSpace(Space):
@@ -265,6 +265,4 @@ class ImageBindSpace(ThreeTowerSpace):
     """
 
     def __init__(self, weights: str = "imagebind", seconds: float = 10.0) -> None:
-        towers = ImageBind.from_source(weights)
-        c = towers.config
-        super().__init__("imagebind", towers, c.audio.sample_rate, seconds, c.vision.size)
+        super().__init__("imagebind", ImageBind.from_source(weights), seconds)
