@@ -23,20 +23,10 @@ from numpy.typing import NDArray
 from avloc.data.media import MediaError
 from avloc.data.schema import Provenance, Record, Sample, Target, sample_key
 from avloc.data.shards import Job, Skipped
-from data_prep.common import (
-    AS_PUBLISHED,
-    Plan,
-    convert,
-    mask_png,
-    no_twins,
-    options,
-    picture,
-    read_table,
-    sound,
-    stored_mask,
-    unlisted,
-)
+from data_prep.common import Plan, convert, options
 from data_prep.loose import existing, sounds, subfolder
+from data_prep.members import AS_PUBLISHED, mask_png, picture, sound, stored_mask
+from data_prep.tables import no_twins, read_table, unlisted
 
 __all__ = ["class_map", "main", "mask_box", "read_rows"]
 
@@ -69,7 +59,9 @@ def class_map(path: Path) -> NDArray[np.int64]:
     """
     pixels = np.asarray(stored_mask(path))
     if pixels.ndim != 3:
-        raise MediaError(f"{path} cannot be decoded as a mask (no colours, so not ADE20K's full encoding).")
+        raise MediaError(
+            f"{path} cannot be decoded as a mask (no colours, so not ADE20K's full encoding). Get it again."
+        )
     return pixels[..., 0].astype(np.int64) // 10 * 256 + pixels[..., 1]
 
 
@@ -93,7 +85,9 @@ def make_sample(record: Record, image: Path, wave: Path, mask: Path, keep_empty:
     heard, audio = sound(wave, src_id=wave.stem)
     truth = class_map(mask) == target.class_id
     if not truth.any() and not keep_empty:
-        raise MediaError(f"mask empty: {mask} has no pixel of class {target.class_id}; --as-published keeps it")
+        raise MediaError(
+            f"mask empty: {mask} has no pixel of class {target.class_id}. Leave it out, or keep it: --as-published."
+        )
     members = {frame.member: pixels, str(audio.member): heard}
     if record.map_rule == "mask":
         members["m.f0.t0.png"] = mask_png(truth)

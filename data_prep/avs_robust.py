@@ -32,7 +32,9 @@ from numpy.typing import NDArray
 from avloc.data.schema import Audio, Sample, sample_key
 from avloc.data.shards import Job
 from data_prep.avsbench import MS3, S4, Clip, Subset, clips_of, label_notes, make_sample, usable
-from data_prep.common import RATE, Plan, convert, flac, options, sound, unlisted
+from data_prep.common import Plan, convert, options
+from data_prep.members import RATE, flac, sound
+from data_prep.tables import unlisted
 
 __all__ = ["GROUPS", "candidates", "main", "noise", "off_screen"]
 

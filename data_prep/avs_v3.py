@@ -29,7 +29,8 @@ from data_prep.avss import (
     read_metadata,
     root_of,
 )
-from data_prep.common import Plan, convert, no_twins, options, read_table
+from data_prep.common import Plan, convert, options
+from data_prep.tables import no_twins, read_table
 
 __all__ = ["Lists", "main", "read_lists"]
 
@@ -132,7 +133,10 @@ def plans(args: argparse.Namespace) -> list[Plan]:
         own = [rows[id] for id in ids if id in rows]
         jobs, missing = plan_rows(dataset, split, own, root, lists.tags, args.as_published)
         missing += [
-            Skipped(sample_key(dataset, uid), f"no annotation row: {part}/{uid} is not in metadata.csv")
+            Skipped(
+                sample_key(dataset, uid),
+                f"no annotation row: {part}/{uid} is not in metadata.csv. Leave it out, or get the file that has it.",
+            )
             for uid, part in ids
             if (uid, part) not in rows
         ]

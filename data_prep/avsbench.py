@@ -24,25 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avloc.data.labels import LABEL_SPACES
+from avloc.data.media import PICTURES, SOUNDS
 from avloc.data.schema import Frame, Provenance, Record, Sample, Target, sample_key
 from avloc.data.shards import Job, Skipped
-from data_prep.common import (
-    AS_PUBLISHED,
-    PICTURES,
-    SOUNDS,
-    Plan,
-    convert,
-    files_by_stem,
-    mask_png,
-    no_twins,
-    options,
-    picture,
-    read_mask,
-    read_table,
-    sound,
-    stored_mask,
-    unlisted,
-)
+from data_prep.common import Plan, convert, options
+from data_prep.members import AS_PUBLISHED, mask_png, picture, read_mask, sound, stored_mask
+from data_prep.tables import files_by_stem, no_twins, read_table, unlisted
+from data_prep.telling import lacking, unannotated
 
 __all__ = [
     "MS3",
@@ -303,7 +291,7 @@ def usable(dataset: str, subset: Subset, clips: Sequence[Clip]) -> tuple[list[Cl
     for clip in clips:
         key = sample_key(dataset, clip.name)
         lost = [
-            Skipped(f"{key}.f{k - 1}", f"{what} missing: second {k} of {clip.name}")
+            Skipped(f"{key}.f{k - 1}", lacking(what, f"second {k} of {clip.name}"))
             for what, of, wanted in (
                 ("picture", clip.frames, range(1, SECONDS + 1)),
                 ("mask", clip.masks, subset.expected(clip.split)),
@@ -313,11 +301,11 @@ def usable(dataset: str, subset: Subset, clips: Sequence[Clip]) -> tuple[list[Cl
         ]
         scored = {k: p for k, p in clip.masks.items() if k in clip.frames}
         if clip.sound is None:
-            missing.append(Skipped(key, f"sound missing: no audio of {clip.name}"))
+            missing.append(Skipped(key, lacking("sound", f"no audio of {clip.name}")))
         elif not clip.frames:
-            missing.append(Skipped(key, f"picture missing: no frame of {clip.name}"))
+            missing.append(Skipped(key, lacking("picture", f"no frame of {clip.name}")))
         elif not scored:
-            missing.append(Skipped(key, f"mask missing: no mask of {clip.name}"))
+            missing.append(Skipped(key, lacking("mask", f"no mask of {clip.name}")))
         else:
             missing += lost
             kept.append(replace(clip, masks=scored))
@@ -465,14 +453,14 @@ def box_plans(subset: Subset, args: argparse.Namespace) -> list[Plan]:
     for (name, k), raw in boxes.items():
         key, clip = sample_key(dataset, f"{name}_{k}"), clips.get(name)
         if clip is None or k not in clip.frames:
-            missing.append(Skipped(key, f"picture missing: second {k} of {name}"))
+            missing.append(Skipped(key, lacking("picture", f"second {k} of {name}")))
         elif clip.sound is None:
-            missing.append(Skipped(key, f"sound missing: no audio of {name}"))
+            missing.append(Skipped(key, lacking("sound", f"no audio of {name}")))
         else:
             make = partial(make_box_sample, dataset, subset, clip, k, raw, sizes[name], args.as_published)
             jobs.append(Job(key, make, name))
     unboxed = [f"{name}_{k}" for name, clip in clips.items() for k in clip.frames if (name, k) not in boxes]
-    missing += [Skipped(sample_key(dataset, id), "no annotation row for this picture") for id in unboxed]
+    missing += [Skipped(sample_key(dataset, id), unannotated("picture")) for id in unboxed]
     notes = [
         f"{sum(not any(raw) for raw in boxes.values())} boxes are all zero: nothing can be right there (tag empty)",
         "corners are inclusive on a 224 grid and read as half-open, as published: boxes lose their last row and column",

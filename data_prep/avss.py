@@ -25,24 +25,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from avloc.data.labels import LABEL_SPACES, UNKNOWN, colours_to_index, voc_palette
+from avloc.data.media import PICTURES
 from avloc.data.schema import Frame, Provenance, Record, Sample, Target, sample_key
 from avloc.data.shards import Job, Skipped
-from data_prep.common import (
-    AS_PUBLISHED,
-    PICTURES,
-    Plan,
-    convert,
-    files_by_stem,
-    mask_png,
-    no_twins,
-    options,
-    picture,
-    png,
-    read_table,
-    sound,
-    stored_mask,
-    unlisted,
-)
+from data_prep.common import Plan, convert, options
+from data_prep.members import AS_PUBLISHED, mask_png, picture, png, sound, stored_mask
+from data_prep.tables import files_by_stem, no_twins, read_table, unlisted
+from data_prep.telling import lacking
 
 __all__ = ["COUNTED", "LICENCE", "Row", "main", "object_notes", "plan_rows", "read_metadata"]
 
@@ -204,7 +193,7 @@ def plan_rows(
         key, folder = sample_key(dataset, row.uid), root / row.label / row.uid
         frames, labels = numbered(folder / "frames"), numbered(folder / "labels_rgb")
         lost = [
-            Skipped(f"{key}.f{k}", f"{what} missing: {folder / sub}, {k}")
+            Skipped(f"{key}.f{k}", lacking(what, f"{folder / sub}, {k}"))
             for what, sub, of, wanted in (
                 ("picture", "frames", frames, range(row.seconds)),
                 ("mask", "labels_rgb", labels, row.labelled),
@@ -215,9 +204,9 @@ def plan_rows(
         scored = {k: p for k, p in labels.items() if k in frames}
         heard = folder / "audio.wav"
         if not heard.is_file():
-            missing.append(Skipped(key, f"sound missing: {heard}"))
+            missing.append(Skipped(key, lacking("sound", str(heard))))
         elif not frames or not scored:
-            missing.append(Skipped(key, f"{'mask' if frames else 'picture'} missing: none in {folder}"))
+            missing.append(Skipped(key, lacking("mask" if frames else "picture", f"none in {folder}")))
         else:
             missing += lost
             own = tags.get((row.uid, row.label), ())

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from avloc.data.schema import Negative, Provenance, Record, Sample, sample_key
 from avloc.data.shards import Job, Skipped
-from data_prep.common import AS_PUBLISHED, no_twins, picture, read_table, sound
+from data_prep.members import AS_PUBLISHED, picture, sound
+from data_prep.tables import no_twins, read_table
+from data_prep.telling import lacking
 from data_prep.vggss import clip_key
 
 __all__ = ["NegativeRow", "make_negative", "negatives", "notes", "read_negatives"]
@@ -126,9 +128,9 @@ def negatives(
     for row in rows:
         key = sample_key(dataset, row.id)
         if row.video not in frames:
-            missing.append(Skipped(key, f"picture missing: no frame of {row.video}"))
+            missing.append(Skipped(key, lacking("picture", f"no frame of {row.video}")))
         elif row.audio not in sounds:
-            missing.append(Skipped(key, f"sound missing: no audio of {row.audio}"))
+            missing.append(Skipped(key, lacking("sound", f"no audio of {row.audio}")))
         else:
             start, video = (float(clip_key(row.audio)[12:]), row.video[:11]) if youtube else (0.0, row.video)
             tags = [AS_PUBLISHED] * as_published

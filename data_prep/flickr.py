@@ -22,23 +22,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from avloc.data.media import PICTURES, SOUNDS
 from avloc.data.schema import Provenance, Record, Sample, Target, sample_key
 from avloc.data.shards import Job, Skipped
-from data_prep.common import (
-    AS_PUBLISHED,
-    PICTURES,
-    SOUNDS,
-    Plan,
-    convert,
-    no_twins,
-    options,
-    picture,
-    read_table,
-    read_tags,
-    sound,
-    unlisted,
-    unmatched_tags,
-)
+from data_prep.common import Plan, convert, options
+from data_prep.members import AS_PUBLISHED, picture, sound
+from data_prep.tables import no_twins, read_table, read_tags, unlisted, unmatched_tags
+from data_prep.telling import lacking
 
 __all__ = ["LICENCE", "Annotation", "Media", "find_media", "main", "positives", "read_list", "read_xml"]
 
@@ -169,6 +159,9 @@ def make_sample(
     return Sample(record, {f0.member: shown, "a0.flac": wave})
 
 
+NO_XML = "annotation missing: nothing for {}. Get the archive of annotations, and run again."
+
+
 def positives(
     dataset: str, split: str, ids: dict[str, str], media: Media, tags: dict[str, set[str]], as_published: bool
 ) -> tuple[list[Job], list[Skipped], list[str]]:
@@ -183,7 +176,7 @@ def positives(
         key = sample_key(dataset, id)
         lacks = next((w for w, of in (("picture", media.frames), ("sound", media.sounds)) if id not in of), "")
         if lacks or id not in media.xml:
-            missing.append(Skipped(key, f"{lacks or 'annotation'} missing: nothing for {id}"))
+            missing.append(Skipped(key, lacking(lacks, f"nothing for {id}") if lacks else NO_XML.format(id)))
             continue
         try:
             annotation = read_xml(media.xml[id])

@@ -12,20 +12,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from data_prep.common import PICTURES, SOUNDS, Plan, convert, files_by_stem, options
+from avloc.data.media import PICTURES, SOUNDS
+from data_prep.common import Plan, convert, options
 from data_prep.extended import negatives, notes, read_negatives
 from data_prep.flickr import LICENCE, find_media, positives, read_list
+from data_prep.tables import files_by_stem
 
 __all__ = ["main"]
 
 
 def parser() -> argparse.ArgumentParser:
-    p = options("data_prep.flickr_ext", __doc__, {"media": "folder as for data_prep.flickr"})
-    p.add_argument("--list", type=Path, required=True, help="ids of the test set, e.g. flickr_test.csv")
-    p.add_argument("--negatives", type=Path, required=True, help="flickr_test_plus_silent.csv")
-    return p
+    files = {"list": "ids of the test set, e.g. flickr_test.csv", "negatives": "flickr_test_plus_silent.csv"}
+    return options("data_prep.flickr_ext", __doc__, {"media": "folder as for data_prep.flickr"}, files=files)
 
 
 def plans(args: argparse.Namespace) -> list[Plan]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from avloc.data.media import MediaError, clip_id
-from data_prep.common import PICTURES, SOUNDS, files_by_stem
+from avloc.data.media import PICTURES, SOUNDS, MediaError, clip_id
+from data_prep.tables import files_by_stem
+from data_prep.telling import lacking
 
 __all__ = ["Files", "existing", "pictures", "sounds", "subfolder"]
 
@@ -50,7 +51,7 @@ class Files:
         found = self.stems.get(stem) or self.clips.get(clip_id(stem))
         if found is None:
             path = self.folder / f"{stem}{self.suffix}"
-            raise MediaError(f"{self.what} missing: {path} is not there, nor under another suffix.")
+            raise MediaError(lacking(self.what, f"{path} is not there, nor under another suffix"))
         return found
 
 
@@ -64,7 +65,7 @@ def existing(folder: Path, name: str, what: str) -> Path:
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise ValueError(f"{name!r} leads out of {folder}: that is no official annotation. Get it again.")
     if not (folder / name).is_file():
-        raise MediaError(f"{what} missing: {folder / name} is not there")
+        raise MediaError(lacking(what, f"{folder / name} is not there"))
     return folder / name
 
 

@@ -27,21 +27,11 @@ from avloc.data.labels import LABEL_SPACES
 from avloc.data.media import MediaError, audio_16k, duration, without_suffix
 from avloc.data.schema import Audio, Provenance, Record, Role, Sample, Target, sample_key
 from avloc.data.shards import Job, Skipped
-from data_prep.common import (
-    AS_PUBLISHED,
-    Plan,
-    clip_boxes,
-    convert,
-    flac,
-    no_twins,
-    options,
-    picture,
-    rate_option,
-    read_table,
-    unlisted,
-)
+from data_prep.common import Plan, convert, options, rate_option
 from data_prep.loose import pictures, sounds
+from data_prep.members import AS_PUBLISHED, flac, picture
 from data_prep.sslalign import read_json
+from data_prep.tables import clip_boxes, no_twins, read_table, unlisted
 
 __all__ = ["Row", "main", "music_target", "read_rows", "window"]
 

@@ -22,20 +22,10 @@ from numpy.typing import NDArray
 from avloc.data.media import MediaError
 from avloc.data.schema import Provenance, Record, Sample, Target, sample_key
 from avloc.data.shards import Job, Skipped
-from data_prep.common import (
-    AS_PUBLISHED,
-    Plan,
-    clip_boxes,
-    mask_png,
-    no_twins,
-    options,
-    picture,
-    read_mask,
-    sound,
-    stored_mask,
-    unlisted,
-)
+from data_prep.common import Plan, options
 from data_prep.loose import Files
+from data_prep.members import AS_PUBLISHED, mask_png, picture, read_mask, sound, stored_mask
+from data_prep.tables import clip_boxes, no_twins, unlisted
 
 __all__ = ["Annotation", "box_target", "group_notes", "make_sample", "parser", "plan", "read_annotations"]
 
@@ -212,7 +202,7 @@ def class_mask(path: Path, value: int) -> NDArray[np.bool_]:
     """
     pixels = np.asarray(stored_mask(path))
     if pixels.ndim != 2:
-        raise MediaError(f"{path} cannot be decoded as a mask (it has colours, not class numbers).")
+        raise MediaError(f"{path} cannot be decoded as a mask (it has colours, not class numbers). Get it again.")
     return pixels == value
 
 

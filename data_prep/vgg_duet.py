@@ -29,20 +29,10 @@ import numpy as np
 from avloc.data.media import Library, MediaError, Source
 from avloc.data.schema import Audio, Frame, MapRule, Provenance, Record, Sample, Target, sample_key
 from avloc.data.shards import Job, Skipped
-from data_prep.common import (
-    AS_PUBLISHED,
-    Plan,
-    convert,
-    flac,
-    no_twins,
-    options,
-    picture,
-    rate_option,
-    read_table,
-    sound,
-    unlisted,
-)
+from data_prep.common import Plan, convert, options, rate_option
 from data_prep.loose import Files, pictures, sounds
+from data_prep.members import AS_PUBLISHED, flac, picture, sound
+from data_prep.tables import no_twins, read_table, unlisted
 from data_prep.vggsound import (
     FRAME_TIME,
     LICENCE,
@@ -194,7 +184,7 @@ def target_of(i: int, key: str, boxes: Boxes, ids: dict[str, int]) -> Target:
         MediaError: vggss.json does not have it.
     """
     if key not in boxes:
-        raise MediaError(f"boxes missing: {key} is not in vggss.json")
+        raise MediaError(f"boxes missing: {key} is not in vggss.json. Get the official box file.")
     label, raw = boxes[key]
     return replace(vggss_target(ids[label], label, raw), audio=i)
 

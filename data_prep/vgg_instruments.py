@@ -29,20 +29,10 @@ from avloc.data.schema import Provenance, Record, Sample, Target, sample_key
 from avloc.data.shards import Job, Skipped
 from data_prep import vggsound
 from data_prep.array_pickle import read_array
-from data_prep.common import (
-    AS_PUBLISHED,
-    Plan,
-    convert,
-    mask_png,
-    no_twins,
-    options,
-    picture,
-    rate_option,
-    read_table,
-    sound,
-    unlisted,
-)
+from data_prep.common import Plan, convert, options, rate_option
 from data_prep.loose import Files, pictures, sounds, subfolder
+from data_prep.members import AS_PUBLISHED, mask_png, picture, sound
+from data_prep.tables import no_twins, read_table, unlisted
 from data_prep.vgg_duet import clip_of
 from data_prep.vggsound import Media
 from data_prep.vggsound import Row as Clip
@@ -130,16 +120,8 @@ def training_plans(name: str, args: argparse.Namespace) -> list[Plan]:
         raise ValueError(f"{args.annotations} lists clips of VGGSound: give their folder as --videos.")
     media = Media(name, "train", "flac", 400, args.as_published, rate=args.rate)
     library = Library(args.videos, args.out / name / ".parts")
-    jobs, missing = [], []
-    for row in read_rows(args.annotations):
-        clip = replace(clip_of(row.ids[0]), label=row.labels[0])
-        key = sample_key(name, clip.id)
-        try:
-            video = library.find(clip.video, clip.start)
-        except MediaError as e:
-            missing.append(Skipped(key, str(e)))
-        else:
-            jobs.append(Job(key, partial(training_sample, media, clip, video)))
+    clips = [replace(clip_of(row.ids[0]), label=row.labels[0]) for row in read_rows(args.annotations)]
+    jobs, missing = vggsound.found(library, name, clips, partial(partial, training_sample, media))
     return [Plan(name, "train", jobs, missing, library.remarks, vggsound.LICENCE)]
 
 

@@ -44,23 +44,11 @@ from avloc.data.media import (
 )
 from avloc.data.schema import Audio, Frame, Provenance, Record, Sample, Target, sample_key
 from avloc.data.shards import Job, Skipped
-from data_prep.common import (
-    AS_PUBLISHED,
-    RATE,
-    Plan,
-    Pool,
-    clip_boxes,
-    convert,
-    met,
-    no_twins,
-    options,
-    rate_option,
-    read_ids,
-    read_tags,
-    unmatched_tags,
-)
+from data_prep.common import Plan, convert, options, rate_option
+from data_prep.members import AS_PUBLISHED, RATE, met
+from data_prep.tables import clip_boxes, no_twins, read_ids, read_tags, unmatched_tags
 
-__all__ = ["Pool", "Row", "box_notes", "class_ids", "main", "read_boxes", "read_rows", "vggss_target"]
+__all__ = ["Row", "box_notes", "class_ids", "main", "read_boxes", "read_rows", "vggss_target"]
 
 SECONDS = 10.0
 FRAME_TIME = 5.0  # annotations belong to the 125th frame at 25 fps (ACL-SSL's data note)
@@ -247,6 +235,22 @@ def space(name: str) -> set[str]:
     return set(LABEL_SPACES[name])
 
 
+def found(
+    library: Library, dataset: str, rows: Iterable[Row], make: Callable[[Row, Source], Callable[[], Sample]]
+) -> tuple[list[Job], list[Skipped]]:
+    """A job of each row whose video is there, and the others."""
+    jobs, missing = [], []
+    for row in rows:
+        key = sample_key(dataset, row.id)
+        try:
+            video = library.find(row.video, row.start)
+        except MediaError as e:
+            missing.append(Skipped(key, str(e)))
+        else:
+            jobs.append(Job(key, make(row, video)))
+    return jobs, missing
+
+
 def parser() -> argparse.ArgumentParser:
     p = options("data_prep.vggsound", __doc__, {"videos": "folder of <id>_<start>.mp4 files"})
     p.add_argument("--csv", type=Path, required=True, help="the official vggsound.csv")
@@ -283,17 +287,15 @@ def plans(args: argparse.Namespace) -> list[Plan]:
     ids = class_ids((label for label, _ in boxes.values()) if boxes else (r.label for r in read_rows(args.csv)))
     library = Library(args.videos, args.out / dataset / ".parts")
     notes += library.remarks
-    jobs, missing = [], []
-    for row in rows:
-        key = sample_key(dataset, row.id)
-        try:
-            video = library.find(row.video, row.start)
-        except MediaError as e:
-            missing.append(Skipped(key, str(e)))
-        else:
-            jobs.append(Job(key, job_of(media, row, video, library.beside(video), boxes, ids, tags)))
+
+    def make(row: Row, video: Source) -> Callable[[], Sample]:
+        return job_of(media, row, video, library.beside(video), boxes, ids, tags)
+
+    jobs, missing = found(library, dataset, rows, make)
     absent = sorted(set(boxes) - {r.id for r in rows}) if boxes and not args.list else []
-    missing += [Skipped(sample_key(dataset, i), "id is not in the csv") for i in absent]
+    missing += [
+        Skipped(sample_key(dataset, i), "id is not in the csv: get the official csv, which has it.") for i in absent
+    ]
     notes += box_notes(boxes)
     if args.classes and (lacking := sorted(space(args.classes) - {r.label for r in rows})):
         notes.append(f"{len(lacking)} of the classes of {args.classes} have no clip ({lacking[0]}, ...)")

@@ -19,24 +19,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from avloc.data.media import PICTURES, SOUNDS
 from avloc.data.schema import Provenance, Record, Sample, Target, sample_key
 from avloc.data.shards import Job, Skipped
-from data_prep.common import (
-    AS_PUBLISHED,
-    PICTURES,
-    SOUNDS,
-    Plan,
-    convert,
-    files_by_stem,
-    no_twins,
-    options,
-    picture,
-    read_ids,
-    read_tags,
-    sound,
-    unlisted,
-    unmatched_tags,
-)
+from data_prep.common import Plan, convert, options
+from data_prep.members import AS_PUBLISHED, picture, sound
+from data_prep.tables import files_by_stem, no_twins, read_ids, read_tags, unlisted, unmatched_tags
+from data_prep.telling import lacking
 from data_prep.vggsound import FRAME_TIME, LICENCE, box_notes, class_ids, read_boxes, vggss_target
 
 __all__ = ["Media", "clip_key", "main", "make_positive", "positives"]
@@ -106,6 +95,12 @@ def make_positive(
     return Sample(record, {f0.member: shown, "a0.flac": wave})
 
 
+NOT_IN_FILE = (
+    "no annotation row: the list names a clip that the box file does not hold. Leave it out, or get the annotation "
+    "file that speaks of it."
+)
+
+
 def positives(
     dataset: str,
     boxes: Mapping[str, tuple[str, list[list[float]]]],
@@ -120,7 +115,7 @@ def positives(
     for id in sorted(set(boxes) if wanted is None else set(wanted)):
         key = sample_key(dataset, id)
         if id not in boxes:
-            missing.append(Skipped(key, "no annotation row: the list names a clip that the box file does not hold"))
+            missing.append(Skipped(key, NOT_IN_FILE))
         elif lacks := absent(id, media):
             missing.append(Skipped(key, lacks))
         else:
@@ -135,8 +130,8 @@ def positives(
 def absent(id: str, media: Media) -> str:
     """Why a clip cannot be written, "" if it can."""
     if id not in media.frames:
-        return f"picture missing: no frame of {id}"
-    return "" if id in media.sounds else f"sound missing: no audio of {id}"
+        return lacking("picture", f"no frame of {id}")
+    return "" if id in media.sounds else lacking("sound", f"no audio of {id}")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from data_prep.common import Plan, convert, options, unlisted
+from data_prep.common import Plan, convert, options
 from data_prep.extended import negatives, notes, read_negatives
+from data_prep.tables import unlisted
 from data_prep.vggsound import FRAME_TIME, LICENCE, box_notes, read_boxes
 from data_prep.vggss import Media, find_media, positives
 
@@ -23,10 +23,9 @@ __all__ = ["main"]
 
 
 def parser() -> argparse.ArgumentParser:
-    p = options("data_prep.vggss_ext", __doc__, {"media": "folder with frames, audio, extend_frames, extend_audio"})
-    p.add_argument("--boxes", type=Path, required=True, help="vggss.json")
-    p.add_argument("--negatives", type=Path, required=True, help="vggss_test_plus_silent.csv")
-    return p
+    folders = {"media": "folder with frames, audio, extend_frames, extend_audio"}
+    files = {"boxes": "vggss.json", "negatives": "vggss_test_plus_silent.csv"}
+    return options("data_prep.vggss_ext", __doc__, folders, files=files)
 
 
 def plans(args: argparse.Namespace) -> list[Plan]:

@@ -27,8 +27,10 @@ import numpy as np
 from avloc.data.media import Library, MediaError
 from avloc.data.schema import Provenance, Record, sample_key
 from avloc.data.shards import Job, Skipped
-from data_prep.common import AS_PUBLISHED, Plan, clip_boxes, convert, options, rate_option
+from data_prep.common import Plan, convert, options, rate_option
 from data_prep.loose import pictures, sounds
+from data_prep.members import AS_PUBLISHED
+from data_prep.tables import clip_boxes
 from data_prep.vgg_duet import files_of, make_sample, target_of
 from data_prep.vggsound import LICENCE, box_notes, class_ids, read_boxes
 

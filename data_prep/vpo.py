@@ -19,12 +19,14 @@ from functools import partial
 from pathlib import Path
 
 from avloc.data.labels import LABEL_SPACES
-from avloc.data.media import MediaError
+from avloc.data.media import SOUNDS, MediaError
 from avloc.data.schema import Provenance, Record, Target, sample_key
 from avloc.data.shards import Job, Skipped
-from data_prep.common import AS_PUBLISHED, SOUNDS, Plan, convert, no_twins, read_table
+from data_prep.common import Plan, convert
 from data_prep.loose import Files, existing, pictures, sounds, subfolder
+from data_prep.members import AS_PUBLISHED
 from data_prep.sslalign import group_notes, make_sample, parser, plan
+from data_prep.tables import no_twins, read_table
 
 __all__ = ["cavp_plan", "main"]
 

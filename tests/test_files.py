@@ -29,9 +29,9 @@ from avloc.report.panels import Panel, gallery, page
 from avloc.report.predictions import Predictions
 from avloc.report.telemetry import write_json as write_about
 from avloc.types import Localization
-from data_prep.common import write_table
 from data_prep.object_phrases import COLUMNS
 from data_prep.object_phrases import write_table as write_phrases
+from data_prep.telling import write_table
 
 noise = np.random.default_rng(0)
 

@@ -77,6 +77,9 @@ class WriteReport:
     seconds: float = 0.0
 
 
+UNFORESEEN = "{}: {}. Get the file again, or leave it out."
+
+
 def make(job: Job) -> Sample | Skipped:
     """The sample of a job, or why there is none. Runs in a worker process where the caller maps with a
     pool."""
@@ -85,9 +88,11 @@ def make(job: Job) -> Sample | Skipped:
     except OSError as e:
         if e.errno == errno.ENOSPC:
             raise
-        return Skipped(job.key, f"{type(e).__name__}: {e}")
+        return Skipped(job.key, UNFORESEEN.format(type(e).__name__, e))
+    except ValueError as e:
+        return Skipped(job.key, str(e))  # those name their remedy
     except Exception as e:
-        return Skipped(job.key, f"{type(e).__name__}: {e}" if not isinstance(e, ValueError) else str(e))
+        return Skipped(job.key, UNFORESEEN.format(type(e).__name__, e))
     return sample or Skipped(job.key, "nothing was made")
 
 

@@ -8,9 +8,9 @@ from avloc.data.lists import read_lines, text_lines, unmatched
 from avloc.methods.acl.inversion import read_phrases
 from avloc.methods.classes import listed
 from avloc.report.keys import read_keys
-from data_prep.common import read_ids, read_table, read_tags
 from data_prep.extended import read_negatives
 from data_prep.flickr import read_list
+from data_prep.tables import read_ids, read_table, read_tags
 
 CLIPS = b"\xef\xbb\xbfabcdefghij1_30.mp4\r\n\r\n  \r\n-bcdefghij2_7000_17000\r\n_bcdefghij3_000007.MP4\r\n"
 IDS = ["abcdefghij1_000030", "-bcdefghij2_000007", "_bcdefghij3_000007"]

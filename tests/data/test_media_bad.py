@@ -42,7 +42,8 @@ from avloc.localize.reading import clips_in
 from avloc.localize.run import localize_still, localize_video
 from avloc.methods.base import Localizer
 from avloc.types import AVBatch, InputSpec, Localization
-from data_prep.common import files_by_stem, sound
+from data_prep.members import sound
+from data_prep.tables import files_by_stem
 from tests.data.clips import write_clip
 from tests.data.test_media_road import convert
 from tests.data.timecode import FPS, Variant, number, shift, tone

@@ -15,23 +15,10 @@ from avloc.data.media import MediaError
 from avloc.data.schema import Record, Sample, sample_key
 from avloc.data.shards import Job, Skipped
 from avloc.types import InputSpec
-from data_prep.common import (
-    Plan,
-    clip_boxes,
-    convert,
-    files_by_stem,
-    flac,
-    kind_of,
-    mask_png,
-    no_twins,
-    options,
-    picture,
-    read_ids,
-    read_mask,
-    read_table,
-    sound,
-    unlisted,
-)
+from data_prep.common import Plan, convert, options
+from data_prep.members import flac, mask_png, picture, read_mask, sound
+from data_prep.tables import clip_boxes, files_by_stem, no_twins, read_ids, read_table, unlisted
+from data_prep.telling import kind_of, unannotated
 from tests.data_prep.little import block, left_out, notes, write_mask, write_picture, write_sound
 
 
@@ -202,7 +189,7 @@ def test_tables(tmp_path: Path) -> None:
 def test_what_is_twice_or_unlisted_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"list: 1 ids occur more than once \(b\)"):
         no_twins(["a", "b", "b"], "list")
-    assert unlisted("toy", ["a", "b.c"], ["a"]) == [Skipped("toy__b-c", "no annotation row for this picture")]
+    assert unlisted("toy", ["a", "b.c"], ["a"]) == [Skipped("toy__b-c", unannotated("picture"))]
     write_picture(tmp_path / "b.png")
     write_picture(tmp_path / "a.JPG")
     (tmp_path / "a.txt").write_text("")

@@ -14,8 +14,10 @@ import soundfile
 from PIL import Image
 
 from avloc.data.index import read_index, read_shard
+from avloc.data.lists import read_lines, unmatched
 from avloc.data.schema import Record
-from data_prep.common import picture, read_ids, read_lines, sound, unmatched
+from data_prep.members import picture, sound
+from data_prep.tables import read_ids
 from data_prep.vggsound import main
 from tests.data.clips import write_clip
 from tests.data_prep.little import left_out, notes

@@ -19,7 +19,8 @@ from avloc.data.schema import Record
 from avloc.data.shards import Job, Skipped
 from avloc.data.stream import TrainStream
 from avloc.types import InputSpec
-from data_prep.vggsound import Pool, main, read_boxes, read_rows, vggss_target
+from data_prep.pool import CRASHED, Pool
+from data_prep.vggsound import main, read_boxes, read_rows, vggss_target
 from tests.data.clips import write_clip
 
 SPEC = InputSpec(image_size=32, seconds=2.0)
@@ -247,7 +248,7 @@ def test_a_video_that_crashes_its_process_costs_only_itself() -> None:
     pool.close()
     assert made[:3] == [
         Skipped("a", "nothing was made"),
-        Skipped("b", "the decoder crashed on this video"),
+        Skipped("b", CRASHED),
         Skipped("c", "bad video"),
     ]
     assert made[3:] == [Skipped(f"d{i}", "nothing was made") for i in range(9)]

@@ -10,7 +10,7 @@ from avloc.data.indexed import EvalSet
 from avloc.data.schema import Record, Sample
 from avloc.data.truth import truth_maps
 from avloc.types import InputSpec
-from data_prep.common import read_ids, read_table
+from data_prep.tables import read_ids, read_table
 from data_prep.vggsound import read_boxes, vggss_target
 from data_prep.vggss import clip_key, main
 from tests.data_prep.little import ANNOTATIONS, left_out, needs_annotations, notes, write_picture, write_sound

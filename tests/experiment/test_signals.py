@@ -68,7 +68,7 @@ if __name__ == "__main__":
 """
 CONVERTS = """
 import time
-from data_prep.common import Pool
+from data_prep.pool import Pool
 
 if __name__ == "__main__":
     pool = Pool(2)

@@ -130,7 +130,10 @@ class Library:
         if not found:
             names = f"{video}_{int(start):06d}.mp4"
             short = f"{video}_{int(start)}.mp4"
-            raise MediaError(f"video missing: neither {names} nor {short} is in {self.folder}, nor under another name")
+            raise MediaError(
+                f"video missing: neither {names} nor {short} is in {self.folder}, nor under another name. Get the file "
+                "and run again: it is taken then."
+            )
         if len(found) > 1:
             shown = ", ".join(str(f) for f in found[:3])
             raise MediaError(f"several videos of one id: {shown}. Keep one of them.")
