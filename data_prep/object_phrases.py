@@ -21,14 +21,8 @@ serve all variants.
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import hashlib
-import json
-import os
-import re
-import tarfile
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,15 +39,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from avloc.data.decoding import decode_image
-from avloc.data.index import UNREADABLE, Index, ShardError, members, read_index, read_shard, remote
+from avloc.data.index import Index, ShardError, read_index, read_shard, remote
 from avloc.data.items import first_scored, make_sound
-from avloc.data.lists import unmatched
 from avloc.data.module import AVDataModule
 from avloc.data.phrases import Variant, phrases_path
-from avloc.data.schema import Record, Sample, SampleError, SchemaError
-from avloc.files import complete, write_whole
+from avloc.data.schema import Record, Sample, SampleError
+from avloc.files import complete
 from avloc.types import InputSpec
 from avloc.weights import WeightError
+from data_prep.phrase_files import Journal, Names, is_file_of_texts, names_of, read_texts, say
 from data_prep.phrase_models import (
     ASKED,
     Captioner,
@@ -65,58 +59,9 @@ from data_prep.phrase_models import (
     ServerError,
     one_line,
 )
+from data_prep.phrase_texts import PROMPT_VERSION, STATUS, clean, request
 
-__all__ = [
-    "PROMPT_VERSION",
-    "STATUS",
-    "Journal",
-    "clean",
-    "main",
-    "request",
-]
-
-PROMPT_VERSION = "1"  # of the requests below; another one gets answers of its own
-REQUESTS: dict[str, str] = {
-    "both": (
-        "Two programs have described the same short video: one saw a picture of it, the other only heard its sound. "
-        "Which single main object of the picture is the most likely source of the sound? Leave aside background noises "
-        "that nothing in the picture's description accounts for. Give just the general kind of thing, in no more than "
-        "three words, and write nothing else.\n\nPicture: {image}\nSound: {audio}"
-    ),
-    "audio": (
-        "A program has heard the sound of a short video and described it. Which single main object is the most likely "
-        "source of the sound? Leave aside background noises. Give just the general kind of thing, in no more than "
-        "three words, and write nothing else.\n\nSound: {audio}"
-    ),
-    "image": (
-        "A program has described a picture of a short video. Which single main object of the picture is the most "
-        "likely to make a sound? Give just the general kind of thing, in no more than three words, and write nothing "
-        "else.\n\nPicture: {image}"
-    ),
-}
-
-STATUS = {
-    "ok": "kept",
-    "multiline": "kept: several lines, of which the first is taken",
-    "long": "kept although it has more than three words",
-    "empty": "no answer: left out of the caption loss",
-    "refusal": "refused or knew of no object: left out of the caption loss",
-    "language": "another language or script: left out of the caption loss",
-    "echo": "nothing but words of the request: left out of the caption loss",
-    "no_caption": "a caption is missing, so nothing was asked: left out of the caption loss",
-    "absent": "not in the file of phrases: left out of the caption loss",
-}
-MOST_WORDS = 3
-REFUSALS = re.compile(
-    r"(i'?m sorry|i am sorry|sorry|i apologi[sz]e|as an ai|i'?m an ai|(i|we) (can ?not|can'?t|am unable|do not|don'?t)|"
-    r"unable to|impossible to|not possible|((it|this|that) )?(can ?not|can'?t)|there (is|are) no|not enough|"
-    r"insufficient|the (given |provided )?(picture|image|sound|audio|description|caption)s?( \w+)? (does|do) not)\b.*|"
-    r"(the answer is )?(none|unknown|nothing|n/?a|not applicable|unclear|undetermined|unsure|uncertain|no idea|"
-    r"no (main |single |visible |clear )?(object|answer|sound|source)s?|not (clear|sure|specified|mentioned|known))\b.*"
-)
-# Articles of other languages with the Latin script, where they cannot be English words before a noun.
-FOREIGN = {"le", "la", "les", "une", "un", "el", "los", "las", "una", "uno", "der", "das", "ein", "eine", "il", "gli"}
-LABEL = re.compile(r"^(answer|object|main object|sounding object|source|response|output)\s*[:=-]\s*")
+__all__ = ["caption", "main", "picture"]
 
 COLUMNS = (
     "key",
@@ -131,234 +76,6 @@ COLUMNS = (
     "prompt_version",
     "variant",
 )
-
-
-# ---- the request and the answer
-
-
-def request(variant: Variant, image: str = "", audio: str = "") -> str:
-    """What the instruction model is asked: what ACL-SSL's journal paper asks, in words of our own.
-
-    Args:
-        variant: which captions it is given.
-        image: caption of the picture.
-        audio: caption of the sound.
-    """
-    return REQUESTS[variant].format(image=one_line(image), audio=one_line(audio))
-
-
-def clean(answer: str, asked: str = "") -> tuple[str, str]:
-    """A phrase of an answer, and what was found about it.
-
-    The phrase is the first line that holds anything, in lower case, without quotes, marks of lists and emphasis, a
-    leading "answer:" and the full stop.
-
-    Args:
-        answer: as the model gave it.
-        asked: what it was asked; words of that alone (captions aside) are no answer.
-
-    Returns:
-        phrase: "" unless the status is one of ``ok``, ``multiline``, ``long``.
-        status: a key of `STATUS`. Other languages in the Latin script are told by their article alone.
-    """
-    lines = [line for line in map(str.strip, answer.splitlines()) if line.strip("`\"'*_#-.:; ")]
-    if not lines:
-        return "", "empty"
-    phrase = one_line(unicodedata.normalize("NFKC", lines[0]).replace("’", "'")).lower()
-    phrase = re.sub(r"^([-*•#>]+|\d+[.)])\s+", "", phrase)
-    phrase = phrase.strip("`\"'*_“”«» ")
-    phrase = re.sub(r"\s*[(\[].*", "", LABEL.sub("", phrase)).strip("`\"'*_“”«»[]().,;:!? ")
-    words = phrase.split()
-    if not any(c.isalpha() for c in phrase):
-        return "", "empty"
-    if REFUSALS.fullmatch(phrase):
-        return "", "refusal"
-    if any(c.isalpha() and not unicodedata.name(c, "").startswith("LATIN") for c in phrase):
-        return "", "language"
-    if len(words) > 1 and words[0] in FOREIGN:
-        return "", "language"
-    theirs = set(re.findall(r"\w+", asked.partition("\n\n")[0].lower()))
-    if re.match(r"(picture|sound)\s*:", phrase) or theirs.issuperset(re.findall(r"\w+", phrase)):
-        return "", "echo"
-    if len(words) > MOST_WORDS:
-        return phrase, "long"
-    return phrase, "multiline" if len(lines) > 1 else "ok"
-
-
-# ---- what is finished
-
-
-class Journal:
-    """Finished rows of one step, one JSON line each, on the disk before the next batch begins.
-
-    Every part of a run writes a file of its own and reads those of all parts. A line that a killed run left unfinished
-    is dropped. A clip is known by its key: whoever gives other media the same keys deletes the folder.
-
-    Args:
-        folder: of the set's journals; made when absent.
-        step: ``image``, ``audio`` or ``phrase``.
-        made_by: settings that the rows follow from; rows of others lie in other files.
-        part, num_parts: of this run.
-
-    Attributes:
-        rows: texts by what they answer: a record's key, for phrases with the digest of the request.
-    """
-
-    def __init__(self, folder: Path, step: str, made_by: Mapping[str, str], part: int = 0, num_parts: int = 1) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        told = json.dumps({"step": step, **made_by}, sort_keys=True)
-        self.name = f"{step}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
-        self.folder, self.path = folder, folder / f"{self.name}.{part}-of-{num_parts}.jsonl"
-        self.rows: dict[str, str] = {}
-        self.troubles: dict[str, str] = {}
-        cut_torn_line(self.path)
-        if not self.path.exists():
-            write_whole(self.path, told + "\n")
-        self.read()
-
-    def read(self) -> dict[str, str]:
-        """All finished rows, those of other parts included."""
-        for path in sorted(self.folder.glob(f"{self.name}.*.jsonl")):
-            for line in path.read_bytes().split(b"\n")[1:]:
-                try:
-                    unit, text, trouble = json.loads(line)
-                except ValueError:
-                    continue  # torn, or being written by another part
-                if unit not in self.rows or not trouble:
-                    self.rows[unit], self.troubles[unit] = text, trouble
-        return self.rows
-
-    def add(self, rows: Iterable[tuple[str, str, str]]) -> None:
-        """Write finished rows (what is answered, text, what was wrong), and wait until they are on the disk."""
-        rows = list(rows)
-        with self.path.open("a", encoding="utf-8") as f:
-            f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            f.flush()
-            os.fsync(f.fileno())
-        for unit, text, trouble in rows:
-            self.rows[unit], self.troubles[unit] = text, trouble
-
-
-def cut_torn_line(path: Path) -> None:
-    """Drop what follows the last line break."""
-    if path.exists():
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with path.open("r+b") as f:
-                f.truncate(whole)
-        if not whole:
-            path.unlink()
-
-
-# ---- the set and the files
-
-
-@dataclass(frozen=True)
-class Names:
-    """The records of a set: keys by shard, and the key of each id."""
-
-    shards: list[list[str]]
-    by_id: dict[str, str]
-
-    @property
-    def all(self) -> list[str]:
-        return [key for shard in self.shards for key in shard]
-
-
-def names_of(index: Index, progress: Callable[[int], None] = lambda n: None) -> Names:
-    """Read the keys and ids of all shards.
-
-    Raises:
-        ShardError: a shard cannot be read.
-    """
-    shards: list[list[str]] = []
-    by_id: dict[str, str] = {}
-    for number in range(len(index.shards)):
-        keys = []
-        for key, meta in metas_of(index.locate(number)):
-            keys.append(key)
-            try:
-                by_id[Record.from_json(meta).id] = key
-            except SchemaError:
-                continue
-        shards.append(keys)
-        progress(len(keys))
-    return Names(shards, by_id)
-
-
-def metas_of(url: str) -> Iterator[tuple[str, bytes]]:
-    """Key and ``meta.json`` of each record of a shard; of a local one, nothing else is read."""
-    if remote(url):
-        yield from ((str(raw["__key__"]), raw.get("meta.json", b"")) for raw in read_shard(url))
-        return
-    found: dict[str, bytes] = {}
-    try:
-        with tarfile.open(url, "r:") as tar:
-            for info in members(tar, url, Path(url).stat().st_size):
-                key, _, member = info.name.removeprefix("./").partition(".")
-                found.setdefault(key, b"")
-                if member == "meta.json" and (f := tar.extractfile(info)):
-                    found[key] = f.read()
-    except UNREADABLE as e:
-        raise ShardError(f"{url} cannot be read ({type(e).__name__}: {e}). Get or write this shard again.") from e
-    yield from found.items()
-
-
-def read_texts(path: Path, column: str, names: Names, console: Console | None = None) -> dict[str, str]:
-    """Texts by the records' keys from JSON lines or a csv with ``key`` and a column.
-
-    Args:
-        path: ``.jsonl``, ``.json``, ``.csv`` or ``.tsv``.
-        column: ``caption`` or ``phrase``.
-        names: of the set; keys of other records are passed over.
-        console: is told how many these are.
-
-    Raises:
-        ValueError: a line that is no row, or no key of the file is one of the set's; names file and line.
-    """
-    texts: dict[str, str] = {}
-    others: list[str] = []
-    keys = set(names.all)
-    for n, row in rows_of(path):
-        if not isinstance(row.get("key"), str) or not isinstance(row.get(column), str | None) or column not in row:
-            raise ValueError(f"{path}, line {n}: a row needs a text called key and one called {column}, got {row}.")
-        key = row["key"] if row["key"] in keys else names.by_id.get(row["key"], "")
-        if key:
-            texts[key] = row[column] or ""
-        else:
-            others.append(row["key"])
-    if not texts:
-        shown = f"the file has {', '.join(others[:2]) or 'no rows'}, the set {', '.join(names.all[:2])}"
-        raise ValueError(f"{path}: none of its keys is a key or id of the set: {shown}. Is it of another set?")
-    if console is not None:
-        for note in unmatched(others, (), path):
-            say(console, f"note: {note}")
-    return texts
-
-
-def rows_of(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(newline="", encoding="utf-8-sig") as f:
-        if path.suffix in (".csv", ".tsv"):
-            yield from enumerate(csv.DictReader(f, delimiter="," if path.suffix == ".csv" else "\t"), start=2)
-            return
-        for n, line in enumerate(f, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as e:
-                raise ValueError(f"{path}, line {n} is not JSON ({e}). Write one object per line.") from e
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {n} is no object with key and text. Write one object per line.")
-            yield n, row
-
-
-def is_file_of_texts(source: str) -> bool:
-    return Path(source).suffix in (".jsonl", ".json", ".csv", ".tsv")
-
-
-# ---- the steps
 
 
 @dataclass
@@ -508,13 +225,6 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-# ---- the table
-
-
 def write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """Rows with `COLUMNS`, whole or not at all."""
     table = pa.table({name: pa.array([row[name] for row in rows], pa.string()) for name in COLUMNS})
@@ -583,9 +293,6 @@ def language_model(args: argparse.Namespace) -> LanguageModel:
     if args.server:
         return ChatServer(args.server, args.server_model, timeout=args.timeout, tries=args.tries)
     return ChatModel(args.llm, args.device, args.dtype)
-
-
-# ---- the command
 
 
 def parser() -> argparse.ArgumentParser:

@@ -58,8 +58,7 @@ class KaldiFbank(Constants):
     Args:
         sample_rate: Hz.
         num_mel_bins: mel bands.
-        frame_length_ms: frame length, milliseconds.
-        frame_shift_ms: hop, milliseconds.
+        frames_ms: length of a frame, and hop from one to the next, milliseconds.
         scale: factor on the waveform before everything; 2^15 brings [-1, 1] to Kaldi's 16-bit range.
         mean: of the log-mel values of BEATs' training set.
         std: their standard deviation.
@@ -76,8 +75,7 @@ class KaldiFbank(Constants):
         self,
         sample_rate: int = 16000,
         num_mel_bins: int = 128,
-        frame_length_ms: float = 25,
-        frame_shift_ms: float = 10,
+        frames_ms: tuple[float, float] = (25, 10),
         scale: float = 32768.0,
         mean: float = 15.41663,
         std: float = 6.55582,
@@ -86,8 +84,7 @@ class KaldiFbank(Constants):
     ) -> None:
         super().__init__()
         self.sample_rate, self.num_mel_bins = sample_rate, num_mel_bins
-        self.length = int(sample_rate * frame_length_ms / 1000)
-        self.shift = int(sample_rate * frame_shift_ms / 1000)
+        self.length, self.shift = (int(sample_rate * ms / 1000) for ms in frames_ms)
         self.fft_size = 2 ** math.ceil(math.log2(self.length))
         self.scale, self.mean, self.std = scale, mean, std
         self.low_hz, self.high_hz = low_hz, sample_rate / 2 if high_hz is None else high_hz

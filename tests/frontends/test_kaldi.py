@@ -32,7 +32,7 @@ def test_agrees_with_kaldi(rate: int, mels: int, length_ms: float, shift_ms: flo
     g = torch.Generator().manual_seed(1)
     noise = 0.1 * torch.randn(rate, generator=g)
     waveform = torch.stack([noise, noise / 50 + 0.3 * torch.sin(440 * 6.2832 * t)])
-    fbank = KaldiFbank(rate, mels, length_ms, shift_ms, mean=0.0, std=0.5, low_hz=low)
+    fbank = KaldiFbank(rate, mels, (length_ms, shift_ms), mean=0.0, std=0.5, low_hz=low)
     got = fbank(waveform)
     assert got.shape == (2, fbank.frames(rate), mels)
     for row, clip in zip(got, waveform, strict=True):

@@ -16,10 +16,13 @@ from avloc.backbones.sam import SAM, TINY
 from avloc.backbones.vggish import VGGish, VGGishConfig
 from avloc.methods.baselines.spaces import ClapSpace, ImageBindSpace, Space, Wav2CLIPSpace
 from avloc.weights import WORLD_ASSETS, read_metadata
-from avloc.world.pretrain import points_in, prompt_score, text_query_score, tight_boxes
 from avloc.world.scenes import NAMES, render, sample_scenes
 from avloc.world.sounds import sound
-from avloc.world.spaces import hearing_score, looking_score
+from avloc.world.towers.clipseg import text_query_score
+from avloc.world.towers.hearing import hearing_score
+from avloc.world.towers.imagebind import looking_score
+from avloc.world.towers.pools import points_in, tight_boxes
+from avloc.world.towers.sam import prompt_score
 
 FLOORS = {
     "success": 0.8,

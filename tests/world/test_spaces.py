@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from avloc.world.pretrain import TAU
 from avloc.world.scenes import NAMES
-from avloc.world.spaces import against_sights, boxes_in, cropped, hearing_score, looking_score, mixtures
+from avloc.world.towers.hearing import against_sights, hearing_score, mixtures
+from avloc.world.towers.imagebind import boxes_in, cropped, looking_score
+from avloc.world.towers.pools import TAU
 
 C = len(NAMES)
 

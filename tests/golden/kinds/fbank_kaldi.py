@@ -13,8 +13,7 @@ def run(case: Case) -> dict[str, Tensor]:
     fbank = KaldiFbank(
         sample_rate=c["sample_rate"],
         num_mel_bins=c["num_mel_bins"],
-        frame_length_ms=c["frame_length_ms"],
-        frame_shift_ms=c["frame_shift_ms"],
+        frames_ms=(c["frame_length_ms"], c["frame_shift_ms"]),
         scale=c["scale"],
         mean=c["fbank_mean"],
         std=c["fbank_std"],
