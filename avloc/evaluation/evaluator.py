@@ -24,8 +24,9 @@ from torch import Tensor
 from avloc.evaluation.answers import AnswersCallback
 from avloc.evaluation.benchmarks import Benchmark, benchmark
 from avloc.evaluation.measures import EXTENTS, IDENTITIES, UNIVERSAL, Measure, Scored, extents, identities
-from avloc.evaluation.protocols import ProtocolError, Samples, protocol
+from avloc.evaluation.protocols import ProtocolError, protocol
 from avloc.evaluation.results import Names, chosen_threshold, numbers, write_results, write_samples
+from avloc.evaluation.summaries import Samples
 from avloc.methods.baselines.controls import CONTROLS, Control, grid, mean_map, summed_truth
 from avloc.methods.baselines.ogl import ObjectGuide, guided, object_map
 from avloc.metrics.per_sample import PerSample

@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from avloc.evaluation.measures import EXTENTS, IDENTITIES, KINDS, UNIVERSAL
-from avloc.evaluation.protocols import PROTOCOLS, Samples, Summary, protocol, summarise_universal
+from avloc.evaluation.protocols import PROTOCOLS, protocol
+from avloc.evaluation.summaries import Samples, Summary, summarise_universal
 from avloc.files import complete, write_whole
 from avloc.metrics.universal import GRID, choose_threshold
 

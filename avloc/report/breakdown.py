@@ -9,8 +9,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from avloc.report.cells import goal_of
 from avloc.report.intervals import Statistic, find_statistic
-from avloc.report.layout import ResultTable, goal_of
+from avloc.report.layout import ResultTable
 from avloc.report.results import EXTENTS, GUIDED, MODEL, Floats, Run, Samples
 
 __all__ = ["Group", "Grouped", "breakdowns", "grouped", "success_by"]

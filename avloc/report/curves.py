@@ -17,8 +17,8 @@ from matplotlib.ticker import PercentFormatter
 from avloc.metrics.avs import THRESHOLDS
 from avloc.metrics.ciou import LEVELS
 from avloc.report.breakdown import success_by
+from avloc.report.cells import goal_of
 from avloc.report.intervals import find_statistic
-from avloc.report.layout import goal_of
 from avloc.report.results import ANOTHER_CONTEXT, GUIDED, HEARD, LOWER_IS_BETTER, MODEL, Run
 from avloc.report.seeds import Seeds, first_seeds, values_of
 

@@ -33,8 +33,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from avloc.files import complete
+from avloc.report.cells import NO_FRACTION, UNIVERSAL
 from avloc.report.intervals import Bounds
-from avloc.report.layout import NO_FRACTION, UNIVERSAL
 from avloc.report.results import GUIDED, LOWER_IS_BETTER, MODEL, Run
 from avloc.report.seeds import fingerprint, seed_of
 

@@ -6,31 +6,44 @@ that agree on them share one row. Every number that is a mean over samples comes
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
-from itertools import combinations, groupby
+from dataclasses import dataclass, field
+from itertools import groupby
 
 from avloc.report import published
-from avloc.report.intervals import Bounds, Interval
-from avloc.report.results import ANOTHER_CONTEXT, GUIDED, HEARD, LOWER_IS_BETTER, MODEL, Measured, Run, Scores
-from avloc.report.seeds import Seeds, one_seed, spread, values_of
+from avloc.report.cells import (
+    OWN,
+    UNIVERSAL,
+    Column,
+    cells,
+    cells_at_threshold,
+    cells_of_rows,
+    columns_of,
+    differences,
+    goal_of,
+    heading,
+    listed,
+    own_cells,
+    place,
+    placed_rows,
+    published_name,
+    rules_of,
+    rules_of_value,
+    signed,
+    threshold_of,
+    value,
+    with_distinct_names,
+    with_interval,
+)
+from avloc.report.findings import about_seeds, findings, gain
+from avloc.report.intervals import Bounds
+from avloc.report.results import GUIDED, HEARD, MODEL, Run
+from avloc.report.seeds import Seeds
 
-__all__ = ["ResultTable", "compare", "paper_table", "tables_with_rows", "universal_table", "with_distinct_names"]
-
-NO_FRACTION = re.compile(r"threshold|^n(_|$)|^count$")
-MOST_PAIRED = 4
-"""Runs up to which every two are compared; of more, each is compared with the best."""
-UNIVERSAL = "universal"
-"""Protocol of the threshold that all sets share."""
+__all__ = ["ResultTable", "compare", "paper_table", "tables_with_rows", "universal_table"]
 
 NAMED = 3
 """Runs that a control's row names."""
-OWN = (MODEL, GUIDED)
-LISTENS = (*OWN, ANOTHER_CONTEXT)
-Column = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -124,12 +137,6 @@ def set_table(name: str, runs: Sequence[Run], metrics: str, bounds: Bounds | Non
     return table
 
 
-def about_seeds(runs: Sequence[Run]) -> list[str]:
-    """What numbers of several seeds are, and what those of one cannot tell."""
-    several = "± is the standard deviation over seeds; brackets allow for other seeds and other samples."
-    return [*([several] if any(isinstance(run, Seeds) for run in runs) else []), *filter(None, [one_seed(runs)])]
-
-
 @dataclass(frozen=True)
 class Answer:
     """A row of a run that is its method's own answer: as it is, or with object guidance."""
@@ -181,10 +188,10 @@ class Answer:
 def incomparable(shown: Sequence[published.Value | None], printed: Sequence[published.Value | None]) -> list[str]:
     """Of the cells that stand in a table without a difference: what they may be compared with instead, or why not."""
     told = []
-    for value, same in zip(shown, printed, strict=True):
-        if value is not None and same is None:
-            why = value.reason or f"may be compared with {value.measured} of {value.protocol} only"
-            told.append(f"{value.benchmark} {value.metric} has no difference: {why}.")
+    for shown_value, same in zip(shown, printed, strict=True):
+        if shown_value is not None and same is None:
+            why = shown_value.reason or f"may be compared with {shown_value.measured} of {shown_value.protocol} only"
+            told.append(f"{shown_value.benchmark} {shown_value.metric} has no difference: {why}.")
     return list(dict.fromkeys(told))
 
 
@@ -299,10 +306,6 @@ def tables_with_rows(runs: Sequence[Run], papers: Sequence[str]) -> list[tuple[p
     return out
 
 
-def listed(names: Iterable[str]) -> str:
-    return ", ".join(names)
-
-
 def add_answer(
     out: ResultTable,
     answer: Answer,
@@ -347,15 +350,6 @@ def universal_table(runs: Sequence[Run], bounds: Bounds | None = None) -> Result
     return out
 
 
-def threshold_of(run: Run) -> str:
-    return f"{run.universal['threshold']:.4g}" if run.universal else ""
-
-
-def cells_at_threshold(run: Run, name: str, columns: Sequence[Column]) -> dict[str, list[str]]:
-    rows = run.sets[name].rows
-    return {row: [threshold_of(run), *cells(v, columns)] for row, v in rows.items() if row != MODEL and UNIVERSAL in v}
-
-
 def notes_on(run: Run, name: str) -> list[str]:
     entry = run.sets[name]
     notes = list(entry.notes)
@@ -366,126 +360,6 @@ def notes_on(run: Run, name: str) -> list[str]:
         if not mine.whole:
             notes.append(f"{each.name}: only a part of {name} was scored.")
     return notes
-
-
-def findings(name: str, runs: Sequence[Run], goal: Column, bounds: Bounds | None) -> list[str]:
-    """Each pair of runs that saw the same samples: the difference in the primary metric and its interval.
-
-    Of many runs (`MOST_PAIRED`) the best is compared with each other one; so is a run without OGL with itself.
-    """
-    if bounds is None:
-        return []
-    told = each_seed(name, runs, goal)
-    pairs = list(combinations(runs, 2))
-    if len(runs) > MOST_PAIRED:
-        best = best_run(name, runs, goal)
-        pairs = [(best, run) for run in runs if run is not best]
-    for run in runs:
-        found = bounds.between((run, GUIDED), (run, MODEL), name, goal) if GUIDED in run.sets[name].rows else None
-        if found is not None:
-            told.append(f"{run.name}, with OGL - without: {paired(found)} points of {goal[1]}{unsure(found)}.")
-    for first, second in pairs:
-        found = bounds.between((first, MODEL), (second, MODEL), name, goal)
-        if found is None:
-            unscored = [r.name for r in (first, second) if goal[1] not in r.sets[name].rows[MODEL].get(goal[0], {})]
-            known = all(bounds.of_seeds(run, name, goal) for run in (first, second))
-            why = "the runs did not keep the same samples" if known else f"{goal[1]} is no mean over kept samples"
-            why = f"{listed(unscored)} has no {'/'.join(goal)}" if unscored else why
-            told.append(f"{first.name} - {second.name}: no paired interval, {why}.")
-            continue
-        seeds = [run for run in (first, second) if isinstance(run, Seeds)]
-        samples = len((seeds[0].members[0] if seeds else first).samples(name) or ())
-        over = "over seeds and" if seeds else "on"
-        alone = [run.name for run in (first, second) if seeds and not isinstance(run, Seeds)]
-        unknown = f"; {alone[0]} has one seed, whose chance the interval leaves out" if alone else ""
-        told.append(
-            f"{first.name} - {second.name}: {paired(found)} points of {goal[1]} {over} the same {samples} samples"
-            f"{unsure(found)}{unknown}."
-        )
-    return told
-
-
-def each_seed(name: str, runs: Sequence[Run], goal: Column) -> list[str]:
-    """The primary metric of every seed of those runs that have several."""
-    told = []
-    for run in runs:
-        values = values_of(run, name, goal)
-        if isinstance(run, Seeds) and values:
-            each = listed(f"{s}: {cell(goal[1], v)}" for s, v in zip(run.about["seeds"], values, strict=True))
-            told.append(f"{run.name}, {goal[1]} of seed {each}.")
-    return told
-
-
-def best_run(name: str, runs: Sequence[Run], goal: Column) -> Run:
-    numbers = [run.sets[name].rows[MODEL].get(goal[0], {}).get(goal[1]) for run in runs]
-    known = [(number, i) for i, number in enumerate(numbers) if number is not None] or [(0.0, 0)]
-    return runs[(min if LOWER_IS_BETTER.match(goal[1]) else max)(known)[1]]
-
-
-def paired(found: Interval) -> str:
-    return f"{100 * found.value:+.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-
-
-def unsure(found: Interval) -> str:
-    return "" if found.low > 0 or found.high < 0 else "; the interval holds zero"
-
-
-def rules_of_value(value: published.Value | None) -> list[Column]:
-    return [(value.protocol, value.measured)] if value and value.protocol else []
-
-
-def rules_of(table: published.Table, column: Column) -> list[Column]:
-    """The (protocol, metric) that values of a published column may be compared with, the most frequent first."""
-    found = [r for row in table.rows for r in rules_of_value(row.value(*column))]
-    return [rule for rule, _ in Counter(found).most_common()]
-
-
-def place(run: Run, paper: str, column: Column, rules: Sequence[Column] = ()) -> tuple[str, Column] | None:
-    """(set, (protocol, metric)) that belongs under a paper's (benchmark, metric); None where nothing was measured.
-
-    First come ``rules``, what the paper's values may be compared with. Without a number by them: success rates are
-    those of boxes where a benchmark is scored by boxes and by masks; then comes the paper's own rule (``avs/gavs``
-    for gavs), then the set's primary one, then the first of the first set.
-    """
-    benchmark, metric = column
-    for protocol, found in rules:
-        for name, entry in run.sets.items():
-            if entry.published == benchmark and found in entry.rows[MODEL].get(protocol, {}):
-                return name, (protocol, found)
-    measured = [
-        (name, (protocol, found))
-        for name, entry in run.sets.items()
-        if entry.published == benchmark
-        for protocol, values in entry.rows[MODEL].items()
-        for found in values
-        if published_name(protocol, found) == metric
-    ]
-
-    def order(at: tuple[str, Column]) -> tuple[bool, bool, bool]:
-        name, (protocol, found) = at
-        family, _, rule = protocol.partition("/")
-        of_masks = family == "avs" and found.startswith(("ciou", "auc"))
-        return of_masks, rule != paper.partition("_")[0], protocol != run.sets[name].primary[0]
-
-    return min(measured, key=order, default=None)
-
-
-def value(run: Run, at: tuple[str, Column] | None, row: str = MODEL) -> float | None:
-    return None if at is None else run.sets[at[0]].rows.get(row, {}).get(at[1][0], {}).get(at[1][1])
-
-
-def with_interval(run: Run, at: tuple[str, Column] | None, bounds: Bounds | None, row: str = MODEL) -> str:
-    return "" if at is None or row not in run.sets[at[0]].rows else own_cells(run, at[0], [at[1]], bounds, row)[0]
-
-
-def placed_rows(run: Run, places: Sequence[tuple[str, Column] | None]) -> dict[str, list[str]]:
-    """The other rows of a run under a paper's columns."""
-    names = dict.fromkeys(row for at in places if at for row in run.sets[at[0]].rows if row != MODEL)
-    return {row: [cell(at[1][1] if at else "", value(run, at, row)) for at in places] for row in names}
-
-
-def cells_of_rows(run: Run, name: str, columns: Sequence[Column]) -> dict[str, list[str]]:
-    return {row: cells(values, columns) for row, values in run.sets[name].rows.items() if row not in OWN}
 
 
 def blind_controls(runs: Iterable[tuple[str, dict[str, list[str]]]]) -> list[tuple[str, list[str]]]:
@@ -510,136 +384,3 @@ def blind_controls(runs: Iterable[tuple[str, dict[str, list[str]]]]) -> list[tup
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
             out.append((f"{row} ({listed(names[:NAMED])}{more})" if len(agreed) > 1 else row, known))
     return out
-
-
-def columns_of(name: str, runs: Sequence[Run], targets: Sequence[published.Row], metrics: str) -> list[Column]:
-    """(protocol, metric) of each column, the primary one first."""
-    measured = dict.fromkeys(
-        (protocol, metric)
-        for run in runs
-        for protocol, values in run.sets[name].rows[MODEL].items()
-        for metric in values
-    )
-    goal = goal_of(name, runs)
-    goals = {run.sets[name].primary for run in runs}
-    ordered = [
-        goal,
-        *[c for c in measured if c != goal and c[0] == goal[0]],
-        *[c for c in measured if c[0] != goal[0]],
-    ]
-    if metrics == "all":
-        return ordered
-    benchmark = runs[0].sets[name].published
-    cells = [v for target in targets for v in target.values if v.benchmark == benchmark]
-    printed = {v.metric for v in cells}
-    alike = {(v.protocol, v.measured): v.metric for v in cells if v.protocol}
-    taken: dict[str, Column] = {metric: column for column, metric in alike.items() if column in measured}
-    if goal in measured:
-        taken = {alike.get(goal, published_name(*goal)): goal} | taken
-    for column in ordered:
-        metric = published_name(*column)
-        if (
-            column in goals
-            or metric in printed
-            or (column[0] == goal[0] and metric in known_metrics(tuple(published.papers())))
-        ):
-            taken.setdefault(metric, column)
-    return list(taken.values())
-
-
-def published_name(protocol: str, metric: str) -> str:
-    """What the papers' tables call a protocol's metric: the adaptive ones carry a suffix there."""
-    return f"{metric}_adap" if protocol.endswith("adaptive") and not metric.endswith("_adap") else metric
-
-
-@cache
-def known_metrics(papers: tuple[str, ...]) -> frozenset[str]:
-    """Every metric that one of the papers prints."""
-    tables = (t for p in papers for t in published.load(p).tables)
-    return frozenset(v.metric for table in tables for row in table.rows for v in row.values)
-
-
-def goal_of(name: str, runs: Sequence[Run]) -> Column:
-    """The primary (protocol, metric) of most runs, of the first one among equals."""
-    return Counter(run.sets[name].primary for run in runs).most_common(1)[0][0]
-
-
-def gain(run: Run, name: str, goal: Column, bounds: Bounds | None, own: str = MODEL) -> str:
-    """Points of a metric over the best control, signed, with their paired interval; "" without controls. The model in
-    another context is none of them: it listens."""
-    entry: Scores = run.sets[name]
-    protocol, metric = goal
-    found = {row: values.get(protocol, {}).get(metric) for row, values in entry.rows.items() if row not in LISTENS}
-    controls = {row: value for row, value in found.items() if value is not None}
-    value = entry.rows[own].get(protocol, {}).get(metric)
-    if not controls or value is None:
-        return ""
-    lower = bool(LOWER_IS_BETTER.match(metric))
-    best = (min if lower else max)(controls, key=controls.__getitem__)
-    pair = [(run, best), (run, own)] if lower else [(run, own), (run, best)]
-    between = bounds.between(pair[0], pair[1], name, goal) if bounds else None
-    points = controls[best] - value if lower else value - controls[best]
-    return f"{100 * points:+.2f}{bracketed(between)} ({best})"
-
-
-def differences(values: Measured, columns: Sequence[Column], printed: Sequence[published.Value | None]) -> list[str]:
-    measured = [values.get(protocol, {}).get(metric) for protocol, metric in columns]
-    return [signed(metric, m, p) for (_, metric), m, p in zip(columns, measured, printed, strict=True)]
-
-
-def signed(metric: str, measured: float | None, printed: published.Value | None) -> str:
-    """Points by which a number is above the printed one; "" where either is missing."""
-    if measured is None or printed is None or NO_FRACTION.search(metric):
-        return ""
-    return f"{100 * (measured - printed.fraction):+.2f}"
-
-
-def own_cells(run: Run, name: str, columns: Iterable[Column], bounds: Bounds | None, row: str = MODEL) -> list[str]:
-    values = run.sets[name].rows[row]
-    out = []
-    for column in columns:
-        number = values.get(column[0], {}).get(column[1])
-        known = number is not None and bounds is not None and not NO_FRACTION.search(column[1])
-        out.append(
-            cell(column[1], number)
-            + give_or_take(column[1], spread(run, name, column, row))
-            + bracketed(bounds.of(run, name, column, column[0] != UNIVERSAL, row) if known and bounds else None)
-        )
-    return out
-
-
-def give_or_take(metric: str, deviation: float | None) -> str:
-    """A standard deviation over seeds behind its mean; "" without any."""
-    return "" if deviation is None else f" ± {cell(metric, deviation)}"
-
-
-def bracketed(interval: Interval | None) -> str:
-    return "" if interval is None else f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
-
-
-def cells(values: Measured, columns: Sequence[Column]) -> list[str]:
-    return [cell(metric, values.get(protocol, {}).get(metric)) for protocol, metric in columns]
-
-
-def cell(metric: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if NO_FRACTION.search(metric) else f"{100 * value:.2f}"
-
-
-def heading(column: Column, columns: Sequence[Column]) -> str:
-    """The metric's name, with its protocol where another column has the same metric or protocols differ."""
-    return column[1] if len({protocol for protocol, _ in columns}) == 1 else "/".join(column)
-
-
-def with_distinct_names(runs: Sequence[Run]) -> list[Run]:
-    """Runs of one experiment get their folder's name beside the experiment's, or its whole path if they share that."""
-    for told in (lambda run: run.folder.name, lambda run: str(run.folder)):
-        names = [run.name for run in runs]
-        if len(set(names)) < len(names):
-            plain = [run.name.partition(" [")[0] for run in runs]
-            runs = [
-                replace(run, name=f"{base} [{told(run)}]") if names.count(run.name) > 1 else run
-                for run, base in zip(runs, plain, strict=True)
-            ]
-    return list(runs)

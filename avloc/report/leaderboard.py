@@ -16,10 +16,11 @@ from rich.console import Console
 from scipy.special import stdtrit
 
 from avloc.report import published
+from avloc.report.cells import UNIVERSAL, cell, published_name
 from avloc.report.document import Section, write_document
 from avloc.report.entries import Cut, Entry, EntryError, Leaks, entry_of, once, read_entry, write_entry
 from avloc.report.intervals import TAIL, Bounds, Rescore
-from avloc.report.layout import UNIVERSAL, ResultTable, blind_controls, cell, published_name
+from avloc.report.layout import ResultTable, blind_controls
 from avloc.report.results import GUIDED, HEARD, LOWER_IS_BETTER, MODEL, read_run
 from avloc.report.tables import WIDTH, to_latex, to_markdown, to_rich
 

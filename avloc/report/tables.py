@@ -19,21 +19,14 @@ from avloc.files import write_whole
 from avloc.plugins import VARIABLE
 from avloc.report import published
 from avloc.report.breakdown import breakdowns
+from avloc.report.cells import UNIVERSAL, with_distinct_names
 from avloc.report.curves import plots_of
 from avloc.report.document import Section, write_document
 from avloc.report.figures import write_figures
 from avloc.report.gallery import Figure, asked, chosen, entries, figures, read_kept
 from avloc.report.intervals import Bounds, Rescore
 from avloc.report.keys import KeysError, aliases, near, read_keys
-from avloc.report.layout import (
-    UNIVERSAL,
-    ResultTable,
-    compare,
-    paper_table,
-    tables_with_rows,
-    universal_table,
-    with_distinct_names,
-)
+from avloc.report.layout import ResultTable, compare, paper_table, tables_with_rows, universal_table
 from avloc.report.results import GUIDED, MODEL, ResultsError, Run, Scores, read_run
 from avloc.report.seeds import Seeds, first_seeds, spread, with_seeds
 

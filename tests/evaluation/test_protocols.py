@@ -16,8 +16,9 @@ from torch import Tensor
 from avloc.evaluation.benchmarks import BENCHMARKS, benchmark
 from avloc.evaluation.evaluator import hashes
 from avloc.evaluation.measures import IDENTITIES, UNIVERSAL, Scored, extents, identities
-from avloc.evaluation.protocols import PROTOCOLS, ProtocolError, Samples, Summary, protocol, summarise_universal
+from avloc.evaluation.protocols import PROTOCOLS, ProtocolError, protocol
 from avloc.evaluation.results import chosen_threshold
+from avloc.evaluation.summaries import Samples, Summary, summarise_universal
 from avloc.methods.baselines.controls import centre_box, full_frame, random_map
 from avloc.metrics.per_sample import PerSample
 from avloc.types import AVBatch, Localization

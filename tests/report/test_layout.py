@@ -15,9 +15,10 @@ from avloc.evaluation.benchmarks import BENCHMARKS, benchmark
 from avloc.evaluation.protocols import protocol
 from avloc.names import find_config, known
 from avloc.report import published
+from avloc.report.cells import published_name
 from avloc.report.curves import COLOURS, plots_of
 from avloc.report.intervals import Bounds
-from avloc.report.layout import compare, paper_table, published_name, tables_with_rows
+from avloc.report.layout import compare, paper_table, tables_with_rows
 from avloc.report.results import Run, read_run
 from avloc.report.tables import report, to_latex, to_markdown
 from tests.evaluation.test_protocols import columns, scenes
