@@ -20,20 +20,22 @@ from __future__ import annotations
 import errno
 import glob
 import io
-import json
 import os
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol
+from typing import Annotated, Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
+from avloc.checked import Fields, read_checked
 from avloc.data.index import Index, remote
 from avloc.data.items import evened
 from avloc.data.schema import SampleError
@@ -63,6 +65,32 @@ Features = Mapping[str, Tensor | Sequence[Tensor]]  # by name: rows [B, ...], or
 
 class StoreError(RuntimeError):
     """Stored features are absent, stale, incomplete or damaged, or cannot be written."""
+
+
+class AboutStore(Fields):
+    """``store.json``."""
+
+    format: int
+    key: str
+    made_by: dict[str, str]
+
+
+class AboutArray(Fields):
+    """An array of a part: the type and shape of a row, the bytes of its file, and the lengths of uneven rows."""
+
+    dtype: Annotated[str, Field(pattern=r"^(float16|u?int(8|16|32|64))$")]
+    shape: list[Annotated[int, Field(ge=0, le=2**48)]] | None
+    bytes: int
+    lengths: list[Annotated[int, Field(ge=0, le=2**48)]] | None = None
+
+
+class AboutPart(Fields):
+    """``<part>.json``."""
+
+    source: str
+    keys: list[str]
+    skipped: list[str]
+    arrays: dict[str, AboutArray]
 
 
 class Storable(Protocol):
@@ -134,12 +162,13 @@ class FeatureStore:
 
     def __init__(self, folder: Path, sources: Sequence[str] | None = None) -> None:
         self.folder = folder
-        about = read_json(folder / "store.json")
+        about = read_json(folder / "store.json", AboutStore)
         if about.get("format") != FORMAT:
             raise StoreError(f"{folder}: format {about.get('format')!r} is unknown, avloc reads {FORMAT}. {renew()}")
         self.key, self.made_by = str(about["key"]), dict(about["made_by"])
         self.arrays: dict[str, tuple[str, tuple[int, ...] | None]] = {}
         self.places: dict[str, tuple[int, int]] = {}  # unit -> part, row
+        self.rows: dict[int, int] = {}  # of each part
         self.starts: dict[tuple[int, str], NDArray[np.int64]] = {}  # where rows of varying length begin, and the end
         self.skipped: set[str] = set()
         self._open: OrderedDict[tuple[int, str], NDArray[Any]] = OrderedDict()
@@ -191,7 +220,7 @@ class FeatureStore:
                 return store
             raise StoreError(stale(store.made_by, made_by, path, store.key, key))
         for other in others(Path(folder)):
-            about = read_json(other / "store.json")
+            about = read_json(other / "store.json", AboutStore)
             raise StoreError(stale(about.get("made_by", {}), made_by, other, str(about.get("key")), key))
         raise StoreError(f"There are no stored features at {path}. {renew()}")
 
@@ -210,7 +239,7 @@ class FeatureStore:
         return {name: torch.from_numpy(np.stack(evened([row[name] for row in rows]))) for name in self.arrays}
 
     def row(self, key: str) -> dict[str, NDArray[Any]]:
-        """One unit's rows, mapped from disk and not read yet. Raises as `read`."""
+        """One unit's rows, mapped from disk. Raises as `read`."""
         unit = key.partition("@")[0]
         if unit in self.skipped:
             raise SampleError(f"{unit} has no stored features, because its picture was broken when they were stored.")
@@ -228,6 +257,11 @@ class FeatureStore:
                 rows[name] = mapped[starts[row] : starts[row + 1]]
             else:
                 rows[name] = mapped[row, ...]
+            if rows[name].dtype == np.float16 and not np.isfinite(rows[name]).all():
+                raise StoreError(
+                    f"{self.folder / part_file(part, f'{name}.npy')} is damaged: what it holds of {unit} is not "
+                    f"finite. Delete it and {part_file(part, 'json')}. {renew(goes_on=True)}"
+                )
         return rows
 
     def blank(self) -> dict[str, NDArray[Any]]:
@@ -239,7 +273,7 @@ class FeatureStore:
 
     def _add_part(self, number: int, source: str | None) -> None:
         note = self.folder / part_file(number, "json")
-        about = read_json(note)
+        about = read_json(note, AboutPart)
         if source is not None and about["source"] != source:
             raise StoreError(f"{note} belongs to an earlier version of its shard, which is another one now. {renew()}")
         self.skipped.update(about["skipped"])
@@ -257,8 +291,11 @@ class FeatureStore:
         if arrays != self.arrays:
             raise StoreError(f"{note} holds {arrays}, other parts {self.arrays}. Delete {self.folder}. {renew()}")
         for name, a in about["arrays"].items():
+            if not NAME.fullmatch(name) or (a["shape"] is None and len(a.get("lengths", ())) != len(about["keys"])):
+                raise StoreError(f"{note} is damaged (array {name[:40]!r}). Delete it. {renew(goes_on=True)}")
             if a["shape"] is None:
                 self.starts[number, name] = np.cumsum([0, *a["lengths"]], dtype=np.int64)
+            self.rows[number] = len(about["keys"])
             file = self.folder / part_file(number, f"{name}.npy")
             size = file.stat().st_size if file.is_file() else 0
             if size != a["bytes"]:
@@ -268,8 +305,17 @@ class FeatureStore:
         place = part, name
         if place not in self._open:
             file = self.folder / part_file(part, f"{name}.npy")
-            # Copy on write: pages come from the disk's cache, and torch accepts the rows as they are.
-            self._open[place] = np.load(file, mmap_mode="c", allow_pickle=False)
+            dtype, shape = self.arrays[name]
+            wanted = (self.starts[place][-1],) if shape is None else (self.rows[part], *shape)
+            try:
+                # Copy on write: pages come from the disk's cache, and torch accepts the rows as they are.
+                mapped = np.load(file, mmap_mode="c", allow_pickle=False)
+                if mapped.dtype != dtype or mapped.shape != wanted:
+                    raise ValueError(f"{mapped.dtype} {list(mapped.shape)} where {dtype} {list(wanted)} belong")
+            except (OSError, ValueError, SyntaxError, EOFError, OverflowError, TokenError) as e:
+                note = file.with_name(part_file(part, "json"))
+                raise StoreError(f"{file} is damaged ({e}). Delete it and {note}. {renew(goes_on=True)}") from e
+            self._open[place] = mapped
             if len(self._open) > MOST_OPEN:
                 self._open.popitem(last=False)
         self._open.move_to_end(place)
@@ -291,7 +337,7 @@ class StoreWriter:
         about = {"format": FORMAT, "key": key, "made_by": dict(made_by)}
         path = self.folder / "store.json"
         if path.is_file():
-            known = read_json(path).get("key")
+            known = read_json(path, AboutStore)["key"]
             if known != key:
                 raise StoreError(f"{self.folder} belongs to {known}, not to {key}. Delete or rename it first.")
             return
@@ -303,7 +349,7 @@ class StoreWriter:
     def finished(self, part: int, source: str = "") -> bool:
         """Whether a part is complete and of this version of its shard."""
         note = self.folder / part_file(part, "json")
-        return note.is_file() and bool(read_json(note)["source"] == source)
+        return note.is_file() and bool(read_json(note, AboutPart)["source"] == source)
 
     def part(self, number: int, source: str = "") -> PartWriter:
         """A part to be filled inside of a ``with`` block; it appears when that ends without an error.
@@ -437,12 +483,10 @@ def part_file(number: int, suffix: str) -> str:
     return f"{number:06d}.{suffix}"
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, kind: type[Any]) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text())
-        if not isinstance(data, dict):
-            raise ValueError("no object")
-        return data
+        found: dict[str, Any] = read_checked(path, kind)
+        return found
     except (OSError, ValueError) as e:
         raise StoreError(f"{path} cannot be read ({e}). Delete it. {renew(goes_on=True)}") from e
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 
+from avloc.checked import Fields, read_checked
 from avloc.evaluation.measures import EXTENTS, IDENTITIES, KINDS, UNIVERSAL
 from avloc.evaluation.protocols import PROTOCOLS, protocol
 from avloc.evaluation.summaries import Samples, Summary, summarise_universal
@@ -27,6 +29,7 @@ from avloc.metrics.universal import GRID, choose_threshold
 
 __all__ = [
     "RescoreError",
+    "Results",
     "chosen_threshold",
     "numbers",
     "numbers_of_some",
@@ -41,7 +44,50 @@ Names = Mapping[int, Sequence[str]]
 
 
 class RescoreError(ValueError):
-    """A run's files are absent or do not belong together."""
+    """A run's files are absent, damaged, or do not belong together."""
+
+
+Number = float | None
+Metrics = dict[str, Number | list[Number]]
+
+
+class Chosen(Fields):
+    """The universal threshold, and its place in `avloc.metrics.universal.GRID`."""
+
+    threshold: float
+    place: Annotated[int, Field(ge=0, lt=len(GRID))] | None = None
+    chosen_on: list[str] = Field(default_factory=list)
+    criterion: str = ""
+
+
+class Goal(Fields):
+    """The number by which a set is judged."""
+
+    protocol: str
+    metric: str
+
+
+class SetResults(Fields):
+    """One test set; ``counted`` and ``missing`` are of each row."""
+
+    rows: dict[str, dict[str, Metrics]]
+    primary: Goal | Annotated[list[str], Field(min_length=2)]
+    samples: int = 0
+    n: int = 0
+    published: str | None = None
+    whole: bool = True
+    calibration: bool = False
+    protocols: list[str] = Field(default_factory=list)
+    counted: dict[str, int] = Field(default_factory=dict)
+    missing: int | dict[str, int | list[str]] = 0
+    notes: list[str] = Field(default_factory=list)
+
+
+class Results(Fields):
+    """``results.json``."""
+
+    sets: dict[str, SetResults]
+    universal: Chosen | None = None
 
 
 def numbers(names: Sequence[str], samples: Samples, universal: int | None = None) -> dict[str, Summary]:
@@ -134,13 +180,16 @@ def read_samples(path: Path) -> dict[tuple[str, str], dict[str, torch.Tensor]]:
     """
     if not path.is_file():
         raise RescoreError(f"{path} does not exist. `avloc test` writes it; name the folder of a tested run.")
+    try:
+        return read_tables(path)
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, RuntimeError) as e:
+        raise RescoreError(f"{path} is damaged ({type(e).__name__}: {e}). Test the run again.") from e
+
+
+def read_tables(path: Path) -> dict[tuple[str, str], dict[str, torch.Tensor]]:
     out: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
     with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
-            if not table.num_rows:
-                continue
-            key = (table["set"][0].as_py(), table["row"][0].as_py())
+        for key, table in by_row(file):
             columns = {"index": torch.from_numpy(table["index"].to_numpy().copy())}
             for name in [*IDENTITIES, *(c for c in EXTENTS if c in table.column_names)]:  # older files have none
                 if name == "negative":
@@ -157,15 +206,34 @@ def read_samples(path: Path) -> dict[tuple[str, str], dict[str, torch.Tensor]]:
     return out
 
 
+def by_row(file: pq.ParquetFile) -> Iterator[tuple[tuple[str, str], pa.Table]]:
+    """The lines of each set and row; `write_samples` gives each a group of its own."""
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group)
+        pairs = list(zip(table["set"].to_pylist(), table["row"].to_pylist(), strict=True))
+        for pair in dict.fromkeys(pairs):
+            yield pair, table.filter(pa.array([p == pair for p in pairs]))
+
+
 def numbers_of_some(names: Sequence[str], columns: Mapping[str, NDArray[Any]]) -> dict[str, Summary]:
     """`numbers` from columns as they stand in the file, ``negative`` as text: for the intervals of a report.
 
     Protocols that are unknown here have none.
+
+    Raises:
+        RescoreError: a column is missing.
     """
     names = known(names)
+    if strange := set(columns["negative"]) - set(KINDS):
+        raise RescoreError(f"The per-sample values have the negative {min(strange)!r}. Test the run again.")
     kinds = np.array([KINDS.index(kind) for kind in columns["negative"]], np.float64)
     full = dict(columns) | {"negative": kinds}
-    return numbers(names, {c: torch.from_numpy(v if v.ndim == 2 else v[:, None]) for c, v in full.items()})
+    try:
+        return numbers(names, {c: torch.from_numpy(v if v.ndim == 2 else v[:, None]) for c, v in full.items()})
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as e:
+        raise RescoreError(
+            f"The per-sample values do not give {', '.join(names)} ({type(e).__name__}: {e}). Test the run again."
+        ) from e
 
 
 def known(names: Sequence[str]) -> list[str]:
@@ -187,17 +255,28 @@ def rescore(folder: Path) -> tuple[dict[str, Any], list[str]]:
     path = folder / "results.json"
     if not path.is_file():
         raise RescoreError(f"{path} does not exist. `avloc test` writes it; name the folder of a tested run.")
-    results = json.loads(path.read_text())
+    try:
+        results: dict[str, Any] = read_checked(path, Results)
+    except ValueError as e:
+        raise RescoreError(f"{path} is damaged ({e}). Test the run again.") from e
     samples = read_samples(folder / "per_sample.parquet")
     chosen = results.get("universal")
     for name, entry in results["sets"].items():
+        if lacking := {"counted", "protocols"} - entry.keys() or set(entry["rows"]) - set(entry["counted"]):
+            raise RescoreError(f"{path} does not tell {', '.join(sorted(lacking))} of {name}. Test the run again.")
         for row in entry["rows"]:
             if not entry["counted"][row]:
                 continue
             if (name, row) not in samples:
                 raise RescoreError(f"{folder}: per_sample.parquet lacks the row {row!r} of {name}. Test the run again.")
             mine = known(entry["protocols"])
-            again = numbers(mine, samples[name, row], chosen["place"] if chosen else None)
+            try:
+                again = numbers(mine, samples[name, row], chosen["place"] if chosen else None)
+            except (KeyError, IndexError) as e:
+                raise RescoreError(
+                    f"{folder}: per_sample.parquet lacks {e} of {name}, {row}, which its protocols need. Test the run "
+                    "again."
+                ) from e
             kept = {p: v for p, v in entry["rows"][row].items() if p in again or p in set(entry["protocols"]) - {*mine}}
             entry["rows"][row] = kept | again
     write_results(path, results)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import soundfile
+from pydantic import Field
 
+from avloc.checked import Fields, checked, read_checked
 from avloc.data.media import load_sound
 from avloc.report.keys import aliases
 from avloc.report.panels import inline
@@ -108,6 +110,13 @@ class Figure:
         return self.entries[0].first
 
 
+class KeptList(Fields):
+    """``panels.<process>.json``."""
+
+    processes: Annotated[int, Field(ge=0, le=100_000)]
+    samples: list[dict[str, Any]]
+
+
 def read_kept(folder: Path) -> list[Kept]:
     """What all processes of a run's test kept; [] where it kept nothing.
 
@@ -120,14 +129,28 @@ def read_kept(folder: Path) -> list[Kept]:
     path = first
     out = []
     try:
-        for process in range(json.loads(first.read_text())["processes"]):
+        for process in range(read_checked(first, KeptList)["processes"]):
             path = first.with_name(f"panels.{process}.json")
-            for told in json.loads(path.read_text())["samples"] if path.is_file() else ():
-                files = {k: told[k] for k in ("picture", "sound")} | {k: told.get(k) for k in ("true", "heat")}
-                out.append(Kept(**told | {k: first.parent / name if name else None for k, name in files.items()}))
-    except (json.JSONDecodeError, KeyError, TypeError) as e:
+            for told in read_checked(path, KeptList)["samples"] if path.is_file() else ():
+                files = {k: told.get(k) for k in ("picture", "sound", "true", "heat")}
+                out.append(checked(told | {k: within(first, name) for k, name in files.items()}, Kept))
+    except (OSError, ValueError) as e:
         raise ResultsError(f"{path} is damaged ({type(e).__name__}: {e}). Test the run again.") from e
     return [kept for kept in out if kept.picture.is_file()]
+
+
+def within(told: Path, name: Any) -> Path | None:
+    """A file that a list names; None for none.
+
+    Raises:
+        ValueError: it lies outside of the list's folder, by its name or by a link: no list makes a report show that.
+    """
+    if not name:
+        return None
+    path = told.parent / str(name)
+    if "\0" in str(name) or not path.resolve().is_relative_to(told.parent.resolve()):
+        raise ValueError(f"{str(name)[:80]!r} is no file of its folder")
+    return path
 
 
 def entries(name: str, runs: Sequence[Run]) -> list[Entry]:

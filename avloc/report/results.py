@@ -14,18 +14,21 @@ Every row but ``model`` and ``with OGL`` is a control.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import Field
+
+from avloc.checked import Fields, read_checked
+from avloc.evaluation.results import Results
 
 __all__ = [
     "ANOTHER_CONTEXT",
@@ -174,7 +177,7 @@ class SampleFile:
                     names = file.read_row_group(group, ["set", "row"]).to_pydict()
                     for pair in dict.fromkeys(zip(names["set"], names["row"], strict=True)):
                         self.groups.setdefault(pair, []).append(group)
-        except (pa.ArrowException, KeyError, OSError) as e:
+        except (pa.ArrowException, KeyError, OSError, TypeError, ValueError) as e:
             raise damaged(path, e) from e
 
     def read(self, name: str, row: str) -> Samples | None:
@@ -182,7 +185,7 @@ class SampleFile:
             found = self.groups.get((name, row))
             try:
                 self.read_before[name, row] = self.load(name, row, found) if found else None
-            except (pa.ArrowException, KeyError, OSError, ValueError) as e:
+            except (pa.ArrowException, KeyError, OSError, TypeError, ValueError) as e:
                 raise damaged(self.path, e) from e
         return self.read_before[name, row]
 
@@ -232,15 +235,40 @@ def read_run(folder: Path | str) -> Run:
     if not path.is_file():
         raise ResultsError(f"{path} does not exist. `avloc test` writes it; name the folder of a tested run.")
     try:
-        content = json.loads(path.read_text())
+        content = read_checked(path, Results)
         file = path.with_name("run.json")
-        about = json.loads(file.read_text()) if file.is_file() else {}
+        about = read_checked(file, About) if file.is_file() else {}
         content = about | content
         sets = {name: read_scores(name, entry) for name, entry in content["sets"].items()}
         name = content.get("experiment") or path.absolute().parent.name
         return Run(name, path.parent, sets, content.get("reproduces"), content.get("universal"), about)
-    except (json.JSONDecodeError, KeyError, AttributeError, TypeError, ValueError) as e:
+    except (KeyError, AttributeError, TypeError, ValueError) as e:
         raise damaged(path, e) from e
+
+
+class Count(Fields):
+    """Of a method's parameters."""
+
+    total: Annotated[int, Field(ge=0, le=2**53)]
+    trainable: Annotated[int, Field(ge=0, le=2**53)]
+
+
+class About(Fields):
+    """``run.json``: `avloc.report.provenance.Provenance` says what else there is."""
+
+    experiment: str = ""
+    seed: int | None = None
+    seeds: list[int | None] = Field(default_factory=list)
+    method: str = ""
+    reproduces: dict[str, Any] | None = None
+    git: dict[str, str | bool | None] | None = None
+    packages: dict[str, Any] | None = None
+    weights: dict[str, Any] | None = None
+    parameters: Count | None = None
+    processes: int = 1
+    precision: str = ""
+    config: dict[str, Any] | None = None
+    cost: dict[str, Any] | None = None
 
 
 def read_scores(name: str, entry: dict[str, Any]) -> Scores:

@@ -274,7 +274,8 @@ def damaged(path: Path, part: str, change: Any) -> None:
         ("000001.map.npy", lambda b: b[:-5], r"000001.map.npy has \d+ bytes of \d+\. Delete .*000001.json"),
         ("000001.json", lambda b: b[: len(b) // 2], r"000001.json cannot be read .*Delete it"),
         ("store.json", lambda b: b.replace(b'"format": 1', b'"format": 7'), "format 7 is unknown"),
-        ("000001.json", lambda b: b.replace(b'"float16"', b'"float32"'), "other parts"),
+        ("000001.json", lambda b: b.replace(b'"float16"', b'"int16"'), "other parts"),
+        ("000001.json", lambda b: b.replace(b'"float16"', b'"float32"'), r"grey\.dtype: string should match"),
         ("000002.json", lambda b: b'["no object"]', "cannot be read"),
     ],
 )

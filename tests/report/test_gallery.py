@@ -140,5 +140,5 @@ def test_sound_becomes_a_small_mp3_or_stays(tmp_path):
 def test_what_a_sound_is_heard_as_is_kept_where_it_was_told(tmp_path):
     kept(tmp_path / "a", {"k0": 0.5}, heard_as=[["dog", 0.41], ["cat", 0.22]])
     kept(tmp_path / "b", {"k0": 0.5})
-    assert list(read_kept(tmp_path / "a")[0].heard_as) == [["dog", 0.41], ["cat", 0.22]]
+    assert list(read_kept(tmp_path / "a")[0].heard_as) == [("dog", 0.41), ("cat", 0.22)]
     assert list(read_kept(tmp_path / "b")[0].heard_as) == []
