@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import httpx
 from filelock import FileLock
 
+from avloc.bounds import most
 from avloc.files import complete, write_whole
 from avloc.weights import KNOWN, WeightError, candidates, present, sha256, weights_folder
 
@@ -205,7 +206,9 @@ def download(address: str, part: Path, progress: Progress) -> None:
         headers |= {"Range": f"bytes={start}-", "If-Range": begun["version"]}
     try:
         with (
-            httpx.Client(follow_redirects=True, timeout=TIMEOUT_S, max_redirects=10) as client,
+            httpx.Client(
+                follow_redirects=True, timeout=TIMEOUT_S, max_redirects=int(min(most("REDIRECTS"), 1000))
+            ) as client,
             client.stream("GET", address, headers=headers) as response,
         ):
             if address.startswith("https:") and response.url.scheme != "https":

@@ -17,6 +17,7 @@ __all__ = [
     "find_config",
     "known",
     "newest",
+    "settings_in",
     "with_found_configs",
     "words",
 ]
@@ -54,6 +55,29 @@ def find_config(name: str) -> Path:
     raise UsageError(
         f"There is no experiment {name!r}. Did you mean {', '.join(near)}? All lie in {experiments_folder()}."
     )
+
+
+def settings_in(config: Path) -> dict[str, Any]:
+    """What a YAML sets, as it stands.
+
+    Raises:
+        UsageError: it is no YAML in UTF-8, or a section of it holds no keys.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        first = str(e).splitlines()[0][:200] if not isinstance(e, RecursionError) else "nested too deeply"
+        raise UsageError(f"{config} is no YAML in UTF-8 ({first}). Mend it, or name another experiment.") from e
+    content = {} if content is None else content
+    sections = ("model", "data", "trainer", "evaluator")
+    if not isinstance(content, dict) or not all(isinstance(content.get(k) or {}, dict) for k in sections):
+        raise UsageError(
+            f"{config} is no experiment: it has to hold keys, and so do its {', '.join(sections)}. See "
+            f"{experiments_folder()} for some."
+        )
+    return content
 
 
 def with_found_configs(args: list[str]) -> list[str]:

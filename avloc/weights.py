@@ -512,9 +512,9 @@ def given_by(module: nn.Module, state: Mapping[str, Tensor], files: Collection[P
     return given
 
 
-def names_of(names: Sequence[str]) -> str:
+def names_of(names: Sequence[object]) -> str:
     """The first three of them, and that there are more."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return ", ".join(str(name)[:200] for name in names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def is_source(text: str) -> bool:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from avloc.data.index import read_index, remote
+from avloc.data.lists import refuse_long
 from avloc.data.schema import Record
 
 __all__ = ["FORMATS", "AuditError", "Clip", "Listing", "Row", "read_id", "read_list", "spelling"]
@@ -196,6 +197,7 @@ def read_list(path: Path, split: str) -> Listing:
         inside = ", ".join(sorted(p.name for p in path.glob("*.json"))) or "it holds no JSON"
         raise AuditError(f"{path} is a folder. Name the index JSON in it ({inside}).")
     try:
+        refuse_long(path)
         data = path.read_bytes()
     except FileNotFoundError:
         raise AuditError(f"{path} does not exist. {FORMATS}") from None

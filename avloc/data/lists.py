@@ -6,7 +6,9 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["read_lines", "text_lines", "unmatched"]
+from avloc.bounds import refuse_more
+
+__all__ = ["read_lines", "refuse_long", "text_lines", "unmatched"]
 
 
 def text_lines(path: Path) -> list[tuple[int, str]]:
@@ -17,11 +19,24 @@ def text_lines(path: Path) -> list[tuple[int, str]]:
         OSError: absent, or not readable.
         ValueError: no UTF-8 text.
     """
+    refuse_long(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as e:
         raise ValueError(f"{path} cannot be read as a list ({e}). Save it as UTF-8 text.") from e
     return [(n, text) for n, line in enumerate(lines, start=1) if (text := line.strip())]
+
+
+def refuse_long(path: Path) -> None:
+    """Raises:
+    OSError: absent.
+    ValueError: too long a list to be held; names the file.
+    """
+    size = path.stat().st_size
+    try:
+        refuse_more(size, "LIST_BYTES", f"it has {size:,} bytes")
+    except ValueError as e:
+        raise ValueError(f"{path} cannot be read as a list ({e}). Cut it into several.") from None
 
 
 def read_lines(path: Path) -> list[tuple[int, list[str]]]:
@@ -31,6 +46,7 @@ def read_lines(path: Path) -> list[tuple[int, list[str]]]:
         OSError: absent, or not readable.
         ValueError: no UTF-8 text, or a quote that is not closed, which would hide what follows; names the file.
     """
+    refuse_long(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as f:
             reader = csv.reader(f, strict=True, skipinitialspace=True)

@@ -17,6 +17,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from avloc.bounds import parsed_json, refuse_more
+
 __all__ = [
     "SCHEMA_VERSION",
     "Audio",
@@ -281,7 +283,7 @@ class Record:
                 or value; the message names record, field and remedy.
         """
         try:
-            data = json.loads(text)
+            data = parsed_json(text, "RECORD_BYTES")
         except ValueError as e:
             raise SchemaError(f"meta.json is not JSON ({e}). Write the shard again.") from e
         if not isinstance(data, dict):
@@ -456,6 +458,10 @@ def check(value: Any, hint: Any, where: str, path: str) -> Any:
     if is_dataclass(hint):
         return build(hint, value, where, path)  # type: ignore[arg-type]
     if origin is list and isinstance(value, list):
+        try:
+            refuse_more(len(value), "TARGETS", f"{len(value):,} entries")
+        except ValueError as e:
+            raise SchemaError(f"{where}, field {path}: {e}. Write the shard again.") from None
         return [check(v, args[0], where, f"{path}[{i}]") for i, v in enumerate(value)]
     if origin is dict and isinstance(value, dict):
         return value

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from avloc.data.media.pictures import MOST_PIXELS
+from avloc.bounds import most
 from avloc.types import InputSpec
 
 __all__ = ["FILTERS", "WHOLE", "Grid", "View", "draw_view", "fit_image", "grid_of", "seen"]
@@ -87,7 +87,7 @@ def fit_image(image: Image.Image, spec: InputSpec, rng: np.random.Generator | No
 def seen(image: Image.Image, view: View, resampling: Image.Resampling) -> NDArray[np.uint8]:
     """The view of an RGB picture, uint8 ``[3, side, side]``; of the resized pixels a view too: collating copies
     it."""
-    if view.width * view.height > MOST_PIXELS:
+    if view.width * view.height > most("PIXELS"):
         # A picture of 60,000 x 1 would be scaled to millions of columns, of which one square is seen.
         x, y = image.width / view.width, image.height / view.height
         box = (view.left * x, view.top * y, (view.left + view.side) * x, (view.top + view.side) * y)

@@ -15,11 +15,10 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 import typer
-import yaml
 
 from avloc import RUNS
 from avloc.errors import UsageError
-from avloc.names import complete_experiment, find_config, newest, with_found_configs
+from avloc.names import complete_experiment, find_config, newest, settings_in, with_found_configs
 from avloc.names import words as words_argument
 from avloc.processes import name_to_children
 
@@ -315,7 +314,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def trains(config: Path, options: list[str]) -> bool:
     """Whether an experiment has a training set: one of a method without training is tested alone."""
-    data = yaml.safe_load(config.read_text()).get("data") or {}
+    data = settings_in(config).get("data") or {}
     return bool(data.get("train")) or option(options, "--data.train") is not None
 
 

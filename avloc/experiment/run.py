@@ -37,6 +37,7 @@ from avloc.experiment.signals import Preemption
 from avloc.methods.base import Localizer
 from avloc.methods.checkpoint import read_checkpoint
 from avloc.methods.load import load_method
+from avloc.names import settings_in
 from avloc.processes import end_with_my_parent, name_to_children
 from avloc.report.pictures import Panels
 from avloc.report.predictions import Predictions
@@ -275,7 +276,7 @@ def model_settings(config: Path) -> dict[str, Any]:
     """The method of a YAML with the defaults of all that it leaves out; nothing is built."""
     parser = LightningArgumentParser(prog="avloc weights", allow_abbrev=False)
     parser.add_subclass_arguments(Localizer, "model", required=True)
-    settings = parser.parse_object({"model": yaml.safe_load(config.read_text())["model"]})
+    settings = parser.parse_object({"model": settings_in(config).get("model")})
     return settings.model.as_dict()
 
 
@@ -283,7 +284,7 @@ def instantiate_method(config: Path) -> Localizer:
     """The method of a YAML, without data and trainer; its other keys are left aside."""
     parser = LightningArgumentParser(prog="avloc localize", allow_abbrev=False)
     parser.add_subclass_arguments(Localizer, "model", required=True)
-    content = yaml.safe_load(config.read_text()) or {}
+    content = settings_in(config)
     given = parser.parse_object({key: content[key] for key in ("model",) if key in content})
     method: Localizer = parser.instantiate_classes(given).model
     return method
@@ -299,7 +300,7 @@ def instantiate(config: Path, overrides: list[str]) -> tuple[Localizer, AVDataMo
     parser = LightningArgumentParser(prog="avloc store", allow_abbrev=False)
     parser.add_subclass_arguments(Localizer, "model", required=True)
     parser.add_class_arguments(AVDataModule, "data")
-    content = yaml.safe_load(config.read_text())
+    content = settings_in(config)
     given = parser.parse_object({key: content[key] for key in ("model", "data") if key in content})
     built = parser.instantiate_classes(parser.parse_args(overrides, namespace=given))
     return built.model, built.data

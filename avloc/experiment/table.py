@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
@@ -14,7 +13,7 @@ from avloc.data.index import ShardError
 from avloc.data.module import WORLD, AVDataModule, named_split
 from avloc.errors import UsageError
 from avloc.experiment.weights import sources_of
-from avloc.names import experiments_folder, known
+from avloc.names import experiments_folder, known, settings_in
 from avloc.report.experiments import Experiment, read_experiment
 
 __all__ = ["Entry", "chosen", "count", "table"]
@@ -43,7 +42,7 @@ class Entry:
     @property
     def sets(self) -> dict[str, str]:
         """Its sets, in the order of training, validation and test, with the split that a bare name means."""
-        data = yaml.safe_load(self.path.read_text()).get("data") or {}
+        data = settings_in(self.path).get("data") or {}
         found = {data["train"]: "train"} if data.get("train") else {}
         return found | dict.fromkeys([*(data.get("val") or []), *(data.get("test") or [])], "test")
 
@@ -60,7 +59,7 @@ class Entry:
     def missing(self, sources: list[str]) -> list[str]:
         """Those of its weights and sets that are not on this machine; the world is rendered where it is asked for."""
         files = [w for w in sources if weights.present(w) is None]
-        data = AVDataModule(root=(yaml.safe_load(self.path.read_text()).get("data") or {}).get("root"))
+        data = AVDataModule(root=(settings_in(self.path).get("data") or {}).get("root"))
         return [*files, *(name for name, split in self.sets.items() if not is_here(data, name, split))]
 
 

@@ -19,6 +19,7 @@ from avloc.download import fetch, missing
 from avloc.errors import UsageError
 from avloc.experiment.run import model_settings
 from avloc.methods.baselines.ogl import ObjectGuide
+from avloc.names import settings_in
 
 __all__ = ["Row", "digests", "get", "rows", "sources_in", "sources_of", "table"]
 
@@ -154,7 +155,7 @@ def get(sources: list[str], origin: str | None = None, yes: bool = False) -> Non
 def sources_of(config: Path) -> list[str]:
     """Every weight source that a YAML names, its defaults and object guide included, each once."""
     sources = sources_in(model_settings(config))
-    ogl = (yaml.safe_load(config.read_text()).get("evaluator") or {}).get("ogl")
+    ogl = (settings_in(config).get("evaluator") or {}).get("ogl")
     if ogl is not None:
         sources += sources_in({"weights": ObjectGuide.weights} | ogl)
     return sources

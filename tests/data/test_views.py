@@ -45,7 +45,7 @@ def test_a_very_long_picture_is_cut_before_it_is_scaled(monkeypatch: pytest.Monk
     spec = InputSpec(image_size=32, resize="crop")
     ramp = np.repeat((np.arange(60000) // 300).astype(np.uint8)[None, :, None], 3, 2)
     wide = fit_image(Image.fromarray(np.repeat(ramp[:, 20000:30000], 4, 0)), spec)
-    monkeypatch.setattr("avloc.data.views.MOST_PIXELS", 1000)
+    monkeypatch.setenv("AVLOC_MOST_PIXELS", "1000")
     assert fit_image(Image.fromarray(ramp), spec).shape == (3, 32, 32)
     assert fit_image(Image.fromarray(ramp.transpose(1, 0, 2).copy()), spec).shape == (3, 32, 32)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 400, 3), np.uint8)).resize((200, 20))

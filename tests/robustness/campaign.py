@@ -65,7 +65,10 @@ class Watch:
 
     def hook(self, event: str, args: tuple[Any, ...]) -> None:
         if event in ("subprocess.Popen", "os.system", "os.posix_spawn", "os.exec", "socket.connect", "pty.spawn"):
-            if event == "subprocess.Popen" and isinstance(args[1], list | tuple) and "git" in map(str, args[1][:1]):
+            words = (
+                [str(a) for a in args[1]] if event == "subprocess.Popen" and isinstance(args[1], list | tuple) else []
+            )
+            if words[:1] == ["git"] or words[1:3] == ["-m", "avloc.cli"]:  # `avloc train` starts `avloc fit`
                 return
             self.seen.append(f"{event} {args[:2]!r}"[:200])
         elif event == "open" and isinstance(args[0], str) and (self.outside in args[0] or args[0] == "/etc/passwd"):

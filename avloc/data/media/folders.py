@@ -14,6 +14,7 @@ from typing import Any
 
 import indexed_gzip
 
+from avloc.bounds import refuse_more
 from avloc.data.media.files import PICTURES, SOUNDS, VIDEOS, MediaError, Member, Source, signature
 from avloc.files import write_whole
 
@@ -168,12 +169,19 @@ def list_archive(archive: Path, notes: Path | None) -> tuple[list[tuple[str, int
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     name = PurePosixPath(member.name)
-                    if member.isfile() and name.suffix.lower() in wanted and not name.name.startswith("."):
+                    far = member.offset_data + member.size
+                    refuse_more(far / max(end, 1) if packed else 0, "ARCHIVE_RATIO", f"{name} lies {far:,} bytes in")
+                    if (
+                        member.isfile()
+                        and not member.issparse()
+                        and name.suffix.lower() in wanted
+                        and not name.name.startswith(".")
+                    ):
                         if not packed and member.offset_data + member.size > end:
                             cut = f"{name} is not whole"
                             break
                         rows.append((member.name, member.offset_data, member.size))
-        except (tarfile.TarError, EOFError, OSError, indexed_gzip.ZranError) as e:
+        except (tarfile.TarError, EOFError, OSError, ValueError, indexed_gzip.ZranError) as e:
             if not rows:
                 raise
             cut = str(e) or type(e).__name__

@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import av
@@ -15,10 +16,10 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from avloc.bounds import most
 from avloc.data.media.files import MediaError, Source, open_bytes, unchanged
 
 __all__ = [
-    "MOST_PIXELS",
     "Pixels",
     "Turn",
     "decode_picture",
@@ -35,12 +36,22 @@ __all__ = [
 Pixels = NDArray[np.uint8]
 Turn = tuple[bool, bool, bool]  # rows and columns change places, then left and right, then top and bottom
 STRAIGHT: Turn = (False, False, False)
-MOST_PIXELS = 100_000_000  # 300 MB as RGB
 ORIENTATION = 0x0112  # of EXIF
 HD = 720  # lines from which untagged video is taken as BT.709, as players do
 MATRICES = {1: Colorspace.ITU709, 4: Colorspace.FCC, 5: Colorspace.ITU601, 6: Colorspace.ITU601}
 MATRICES |= {7: Colorspace.SMPTE240M, 9: Colorspace.BT2020, 10: Colorspace.BT2020}
 TWO_BYTES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+
+
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+"""Of pictures that are opened, whatever a file is called; for others (EPS) Pillow starts programs."""
+
+
+@cache
+def known_formats() -> list[str]:
+    """Those of them that this Pillow reads."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def refuse_large(source: object, width: int, height: int) -> None:
@@ -49,10 +60,10 @@ def refuse_large(source: object, width: int, height: int) -> None:
     Raises:
         MediaError: more than 100 million pixels, or none.
     """
-    if width * height > MOST_PIXELS:
+    if width * height > most("PIXELS"):
         raise MediaError(
-            f"{source} cannot be decoded as a picture ({width} x {height} are more than {MOST_PIXELS // 10**6} million "
-            "pixels). Make it smaller, or leave it out."
+            f"{source} cannot be decoded as a picture ({width} x {height} are more than "
+            f"{most('PIXELS') / 10**6:g} million pixels). Make it smaller, or leave it out."
         )
     if width < 1 or height < 1:
         raise MediaError(f"{source} has no picture ({width} x {height} pixels). Leave it out.")
@@ -91,10 +102,11 @@ def load_picture(data: bytes) -> Image.Image:
         ValueError: truncated, of more than 100 million pixels, or no picture; in words for the caller's sentence.
     """
     try:
-        image = Image.open(io.BytesIO(data))
-        if image.width * image.height > MOST_PIXELS:
+        image = Image.open(io.BytesIO(data), formats=known_formats())
+        if image.width * image.height > most("PIXELS"):
             raise ValueError(
-                f"{image.width} x {image.height} are more than {MOST_PIXELS // 10**6} million pixels, make it smaller"
+                f"{image.width} x {image.height} are more than "
+                f"{most('PIXELS') / 10**6:g} million pixels, make it smaller"
             )
         image.load()
     except (OSError, SyntaxError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError) as e:

@@ -21,14 +21,14 @@ from av.container import InputContainer
 from av.stream import Disposition
 from PIL import Image
 
+from avloc.bounds import most, refuse_more
 from avloc.data.media.files import REMEDY, SOUNDS, MediaError, Member, Source, opened, signature
 from avloc.data.media.packets import Damage, chained, decoded_frames, decoded_sound, jumps_of, packets, placed
 from avloc.data.media.pictures import Pixels, Turn, is_hdr, pixels, refuse_large, turn_of
 from avloc.data.media.sounds import Floats, faults, mono, refuse_not_finite
 
-__all__ = ["LONGEST_SOUND", "MOST_LOST", "Heard", "Media", "Shown", "probe"]
+__all__ = ["MOST_LOST", "Heard", "Media", "Shown", "longest", "probe"]
 
-LONGEST_SOUND = 3600.0  # seconds that are read into memory
 MOST_LOST = 0.5  # share of the sound wanted that may be lost before a clip is left out
 SILENT_VIDEO = (".gif",)  # formats without sound, which lies beside them
 # Formats whose packets carry their time, so that it is known after a seek. In others it is counted from the start.
@@ -316,7 +316,7 @@ class Media:
             MediaError: no sound, nothing in the window, not finite, or unreadable.
         """
         self.need_sound()
-        wanted = LONGEST_SOUND if seconds is None else seconds
+        wanted = longest() if seconds is None else seconds
         damage = Damage()
         pieces, gaps = [], 0.0
         for wave, sounds in self.blocks(start, start + wanted, damage):
@@ -393,6 +393,11 @@ class Media:
         return replace(self, picture_end=ends.get(-1 if self.video is None else self.video), sound_end=heard)
 
 
+def longest() -> float:
+    """Seconds of sound that are read into memory."""
+    return min(most("SECONDS"), 1e9)
+
+
 def probe(source: Source | str, beside: Source | None = None) -> Media:
     """What a file holds and when.
 
@@ -408,6 +413,10 @@ def probe(source: Source | str, beside: Source | None = None) -> Media:
         beside = next((p for s in SOUNDS if (p := source.with_suffix(s)).is_file()), None)
     state = signature(source)
     with opened(source, state) as container:
+        try:
+            refuse_more(len(container.streams), "STREAMS", f"{len(container.streams)} streams")
+        except ValueError as e:
+            raise MediaError(f"{source} cannot be read as a video ({e}). Convert it with FFmpeg.") from None
         video, audio = chosen(container.streams.video), chosen(container.streams.audio)
         cover = any(s.disposition & Disposition.attached_pic for s in container.streams.video)
         formats = frozenset(container.format.name.split(","))

@@ -10,8 +10,9 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from avloc.bounds import refuse_more
 from avloc.data.media.files import MediaError, unchanged
-from avloc.data.media.reading import LONGEST_SOUND, probe
+from avloc.data.media.reading import longest, probe
 from avloc.data.media.sounds import Floats, downmix, refuse_not_finite
 
 __all__ = ["load_sound", "read_sound"]
@@ -33,11 +34,15 @@ def read_sound(path: Path, rate: int = 0, seconds: float | None = None) -> tuple
     Raises:
         MediaError: absent, unreadable, with samples that are not finite, or of more than an hour.
     """
-    most = LONGEST_SOUND if seconds is None else seconds + MARGIN
+    most = longest() if seconds is None else seconds + MARGIN
     try:
         with unchanged(path), soundfile.SoundFile(path) as f:
             if seconds is None and f.frames > most * f.samplerate:
                 raise too_long(path, f.frames / f.samplerate)
+            try:
+                refuse_more(f.channels * min(f.frames, most * f.samplerate), "SAMPLES", f"{f.channels} channels")
+            except ValueError as e:
+                raise MediaError(f"{path} cannot be decoded as one sound ({e}). Cut it, or leave it out.") from None
             exact = f.subtype == "PCM_16" and f.samplerate == rate and f.channels <= 2
             n = min(f.frames, round(most * f.samplerate)) if f.frames else -1
             wave = f.read(n, dtype="int16" if exact else "float32", always_2d=True)
@@ -66,8 +71,9 @@ def load_sound(data: bytes, rate: int = 0) -> tuple[Floats, int, int]:
     """
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as f:
-            if f.frames > LONGEST_SOUND * f.samplerate:
-                raise ValueError(f"{f.frames / f.samplerate / 3600:.1f} h are more than {LONGEST_SOUND / 3600:g} h")
+            if f.frames > longest() * f.samplerate:
+                raise ValueError(f"{f.frames / f.samplerate / 3600:.1f} h are more than {longest() / 3600:g} h")
+            refuse_more(f.channels * f.frames, "SAMPLES", f"{f.channels * f.frames:,} samples")
             if rate and f.samplerate != rate:
                 return np.zeros((1, 1), np.float32), f.samplerate, f.frames
             return f.read(dtype="float32", always_2d=True), f.samplerate, f.frames
@@ -90,6 +96,6 @@ def through_ffmpeg(path: Path, seconds: float | None, most: float) -> tuple[NDAr
 
 def too_long(path: Path, seconds: float) -> MediaError:
     return MediaError(
-        f"{path} cannot be decoded as one sound ({seconds / 3600:.1f} h are more than {LONGEST_SOUND / 3600:g} h). "
+        f"{path} cannot be decoded as one sound ({seconds / 3600:.1f} h are more than {longest() / 3600:g} h). "
         "Cut it, or leave it out."
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from avloc.bounds import refuse_more
 from avloc.data.media import load_picture
 from avloc.errors import UsageError
 from avloc.methods.base import Localizer
@@ -184,6 +185,7 @@ def read_map(path: Path) -> StoredMap:
         MapsError: it is damaged, or holds no map.
     """
     try:
+        refuse_more(unpacked(path) // 2, "MAP_VALUES", f"it unpacks to {unpacked(path):,} bytes")
         if path.suffix == ".png":
             heatmap, confidence = np.asarray(load_picture(path.read_bytes())), None
         elif path.suffix == ".npy":
@@ -208,6 +210,14 @@ def read_map(path: Path) -> StoredMap:
             f"{path}: {len(heatmap)} maps, but confidences of shape {list(confidence.shape)}. Give one to each map."
         )
     return StoredMap(fractions(heatmap, path), None if confidence is None else confidence.astype(np.float32))
+
+
+def unpacked(path: Path) -> int:
+    """Bytes that a map takes when it is read, as the file says."""
+    if path.suffix != ".npz":
+        return path.stat().st_size
+    with ZipFile(path) as entries:
+        return sum(entry.file_size for entry in entries.infolist())
 
 
 def fractions(values: NDArray[Any], path: Path) -> NDArray[np.float32]:
