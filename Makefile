@@ -6,7 +6,7 @@ READY := .venv/ready
 # The quickstart compares two methods, so its name stands for two experiments.
 NAMES = $(if $(filter quickstart,$(EXP)),quickstart quickstart_acl,$(EXP))
 
-.PHONY: help train test lint world bench
+.PHONY: help train test lint world bench campaign
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,9 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check avloc data_prep tests
 	$(BIN)/ruff format --check avloc data_prep tests
 	$(BIN)/mypy
+
+campaign: $(READY)  ## damage 10,000 inputs and kill 200 writers: make campaign ARGS="--inputs 500 --kills 20"
+	$(BIN)/python -m tests.robustness.campaign $(ARGS)
 
 world: $(READY)  ## write the embedded world's shards to data/
 	$(BIN)/avloc world $(ARGS)

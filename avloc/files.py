@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from uuid import uuid4
 
 __all__ = ["WriteError", "complete", "write_whole"]
+
+HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+"""Of temporary files: a process number says nothing on a disk that machines share."""
 
 
 class WriteError(OSError):
@@ -35,7 +41,9 @@ def complete(path: Path, durable: bool = True) -> Iterator[Path]:
     Raises:
         WriteError: it could not be written; a file of that name is as it was.
     """
-    part = path.with_name(f".tmp-{path.name}-{os.getpid()}-{uuid4().hex[:8]}")
+    if durable:  # of many small files a folder is not searched for each
+        sweep(path)
+    part = path.with_name(f".tmp-{path.name}-{HOST}-{os.getpid()}-{uuid4().hex[:8]}")
     try:
         yield part
         if durable:
@@ -52,6 +60,25 @@ def complete(path: Path, durable: bool = True) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def sweep(path: Path) -> None:
+    """Take away what killed writers of a file on this machine left beside it."""
+    with suppress(OSError):
+        for left in path.parent.glob(f".tmp-{escape(path.name)}-{HOST}-*-*"):
+            process = left.name.split("-")[-2]
+            if process.isdecimal() and not is_alive(int(process)):
+                left.unlink(missing_ok=True)
+
+
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def write_whole(path: Path, content: str | bytes, durable: bool = True) -> None:

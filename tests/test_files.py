@@ -24,7 +24,7 @@ from avloc.data.shards import write_json
 from avloc.errors import told_by
 from avloc.evaluation.results import write_results, write_samples
 from avloc.experiment.checkpoints import AtomicCheckpoints
-from avloc.files import WriteError, complete, write_whole
+from avloc.files import HOST, WriteError, complete, write_whole
 from avloc.report.panels import Panel, gallery, page
 from avloc.report.predictions import Predictions
 from avloc.report.telemetry import write_json as write_about
@@ -152,3 +152,23 @@ def test_a_killed_writer_leaves_the_older_file(tmp_path: Path) -> None:
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     assert path.read_text() == "older"
+
+
+def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    path = tmp_path / "report.[1].tex"
+    left, others = (
+        tmp_path / f".tmp-{path.name}-{HOST}-{dead.pid}-0123abcd",
+        [
+            tmp_path / f".tmp-{path.name}-{HOST}-{os.getppid()}-0123abcd",  # lives
+            tmp_path / f".tmp-{path.name}-ffffffff-{dead.pid}-0123abcd",  # on another machine
+            tmp_path / f".tmp-other.tex-{HOST}-{dead.pid}-0123abcd",
+        ],
+    )
+    for file in (left, *others):
+        file.write_text("half")
+    write_whole(path, "whole")
+    assert path.read_text() == "whole"
+    assert not left.exists()
+    assert all(other.exists() for other in others)

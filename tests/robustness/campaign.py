@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import select
 import shutil
@@ -262,12 +263,12 @@ def run_inputs(kind: str, numbers: Sequence[int], seed: int = 0) -> Tally:
 
 
 def table(rows: dict[str, Tally]) -> str:
-    lines = [f"{'kind':12}" + "".join(f"{o:>10}" for o in OUTCOMES)]
+    lines = [f"{'kind':16}" + "".join(f"{o:>10}" for o in OUTCOMES)]
     total: Counter[str] = Counter()
     for kind, tally in rows.items():
         total += tally.counts
-        lines.append(f"{kind:12}" + "".join(f"{tally.counts[o]:>10,}" for o in OUTCOMES))
-    lines.append(f"{'all':12}" + "".join(f"{total[o]:>10,}" for o in OUTCOMES))
+        lines.append(f"{kind:16}" + "".join(f"{tally.counts[o]:>10,}" for o in OUTCOMES))
+    lines.append(f"{'all':16}" + "".join(f"{total[o]:>10,}" for o in OUTCOMES))
     return "\n".join(lines)
 
 
@@ -280,6 +281,23 @@ def grouped(bad: list[tuple[int, str, str, str]]) -> list[str]:
         found.setdefault((f"{reading}, {where}", text.partition("(")[0][:150]), []).append(number)
     ordered = sorted(found.items(), key=lambda pair: -len(pair[1]))
     return [f"  {len(n):5} {where}: {text} [{', '.join(map(str, n[:4]))}]" for (where, text), n in ordered]
+
+
+def kills(count: int, seed: int) -> dict[str, Tally]:
+    """Kill each kind of writer, ``count`` times together."""
+    from tests.robustness.kills import VICTIMS, kill_some
+
+    needs = [name for victim in VICTIMS.values() for name in victim.needs]
+    multiprocessing.set_forkserver_preload(["tests.robustness.kills", *needs])
+    rows: dict[str, Tally] = {}
+    share, more = divmod(count, len(VICTIMS))
+    for i, kind in enumerate(VICTIMS if count else ()):
+        begun = time.monotonic()
+        rows[f"kill {kind}"] = tally = kill_some(kind, range(share + (i < more)), seed)
+        print(f"kill {kind}: {tally.counts['tried']} in {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+        for line in grouped(tally.bad):
+            print(line, file=sys.stderr, flush=True)
+    return rows
 
 
 def main(args: list[str] | None = None) -> int:
@@ -300,7 +318,7 @@ def main(args: list[str] | None = None) -> int:
     kinds = given.kind or [*KINDS]
     rows: dict[str, Tally] = {}
     share, more = divmod(given.inputs, len(kinds))
-    for i, kind in enumerate(kinds):
+    for i, kind in enumerate(kinds if given.inputs or given.only is not None else []):
         numbers = [given.only] if given.only is not None else list(range(share + (i < more)))
         begun = time.monotonic()
         rows[kind] = run_inputs(kind, numbers, given.seed)
@@ -311,6 +329,8 @@ def main(args: list[str] | None = None) -> int:
         if given.only is not None:
             for _, reading, text, trace in tally.bad:
                 print(reading, text, trace, sep="\n")
+    if not given.kind:
+        rows |= kills(given.kills, given.seed)
     print(table(rows))
     return int(any(tally.counts[o] for tally in rows.values() for o in ("raw", "lost", "hung")))
 

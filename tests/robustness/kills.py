@@ -17,7 +17,6 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -29,14 +28,6 @@ __all__ = ["VICTIMS", "kill_some"]
 
 PATIENCE = 60.0
 """Seconds that a process has for its whole work, and that what a killed one started has to end."""
-PRELOADED = [
-    "torch",
-    "avloc.cli",
-    "avloc.data.module",
-    "avloc.experiment.cli",
-    "avloc.report.document",
-    "data_prep.common",
-]
 MEMORY = Path("/dev/shm")
 
 
@@ -48,6 +39,8 @@ class Victim:
     """
 
     name = ""
+    needs: tuple[str, ...] = ()
+    """Modules that are imported once, before its processes are forked."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -78,6 +71,7 @@ class Victim:
 
 class Shards(Victim):
     name = "shards"
+    needs = ("tests.data.make",)
 
     def work(self, folder: Path) -> None:
         from avloc.data.shards import write_shards
@@ -97,6 +91,7 @@ class Shards(Victim):
 
 class Converter(Victim):
     name = "converter"
+    needs = ("data_prep.vggsound",)
 
     def build(self) -> None:
         from tests.data.clips import write_clip
@@ -124,6 +119,7 @@ class Checkpoints(Victim):
     """One checkpoint written over another, with the temporary folder on another file system."""
 
     name = "checkpoint"
+    needs = ("avloc.experiment.checkpoints",)
 
     def content(self, n: int) -> dict[str, Any]:
         import torch
@@ -163,6 +159,7 @@ class Training(Victim):
     """A run of a method, which goes on from the newest checkpoint that can be read."""
 
     name = "training"
+    needs = ("avloc.cli", "avloc.experiment.run", "tests.experiment.fading")
 
     def build(self) -> None:
         import yaml
@@ -218,6 +215,7 @@ class Training(Victim):
 
 class Features(Victim):
     name = "store"
+    needs = ("avloc.data.stored",)
     KEY = "0123456789abcdef" * 4
 
     def work(self, folder: Path) -> None:
@@ -251,6 +249,7 @@ class Report(Victim):
     """A report written over an older one."""
 
     name = "report"
+    needs = ("avloc.cli", "avloc.report.document")
 
     def build(self) -> None:
         from tests.robustness.kinds import Results
@@ -312,12 +311,13 @@ def working(victim: Victim, folder: Path, begun: Any) -> None:
 
 
 class Knife:
-    """Begins the work of a victim anew, each time in a fresh folder, and kills it."""
+    """Begins the work of a victim anew, each time in a fresh folder, and kills it. The first one's needs are imported
+    by the process that all are forked from."""
 
     def __init__(self, victim: Victim) -> None:
         self.victim = victim
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(PRELOADED)
+        multiprocessing.set_forkserver_preload([__name__, *victim.needs])
         self.takes = 0.0
         self.expected = self.unbroken()
 
@@ -375,14 +375,13 @@ class Knife:
             need(found == self.expected, f"going on gives {str(found)[:600]} instead of {str(self.expected)[:600]}")
 
 
-def kill_some(kind: str, numbers: range, seed: int = 0, told: Callable[[str], None] = print) -> Tally:
+def kill_some(kind: str, numbers: range, seed: int = 0) -> Tally:
     """Kill a kind of work once for each number."""
     import traceback
 
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix=f"avloc-kill-{kind}-") as home:
         knife = Knife(VICTIMS[kind](Path(home) / "victim"))
-        told(f"{kind}: {knife.takes:.2f} s")
         for number in numbers:
             tally.counts["tried"] += 1
             try:

@@ -181,6 +181,9 @@ def list_archive(archive: Path, notes: Path | None) -> tuple[list[tuple[str, int
                             cut = f"{name} is not whole"
                             break
                         rows.append((member.name, member.offset_data, member.size))
+                file.seek(tar.offset)  # tarfile takes whatever is no header for the end
+                if not cut and any(file.read(tarfile.BLOCKSIZE)):
+                    cut = "what follows is no header of a tar"
         except (tarfile.TarError, EOFError, OSError, ValueError, indexed_gzip.ZranError) as e:
             if not rows:
                 raise
