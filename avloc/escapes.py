@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from html import escape as html_escape
 
-__all__ = ["csv_cell", "html", "latex", "markdown", "markup", "printable"]
+__all__ = ["csv_cell", "html", "latex", "markdown", "markup", "one_line", "printable"]
 
 # Controls of C0 and C1, what turns the direction of text around, and halves of surrogate pairs.
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -22,7 +22,6 @@ LATEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
 }
-MARKDOWN = re.compile(r"([\\`*_\[\]<>|])")
 
 
 def printable(text: object) -> str:
@@ -44,8 +43,10 @@ def markup(text: object) -> str:
 
 
 def markdown(text: object) -> str:
-    """For a cell or a line of Markdown."""
-    return MARKDOWN.sub(r"\\\1", one_line(text)).replace("\\<", "&lt;").replace("\\>", "&gt;")
+    """For a cell or a line of Markdown: no table ends, no tag begins and no link is made. Stars and underscores, which
+    only slant, stay readable as they are."""
+    line = one_line(text).replace("\\", "\\\\").replace("<", "&lt;").replace(">", "&gt;")
+    return line.replace("|", "\\|").replace("](", "]\\(")
 
 
 def latex(text: object) -> str:

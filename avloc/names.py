@@ -81,13 +81,23 @@ def settings_in(config: Path) -> dict[str, Any]:
 
 
 def with_found_configs(args: list[str]) -> list[str]:
-    """``args`` with every ``-c NAME`` replaced by the path of the file it means."""
+    """``args`` with every ``-c NAME`` replaced by the path of the file it means.
+
+    Raises:
+        UsageError: there is none, or it is no experiment.
+    """
+
+    def path_of(name: str) -> str:
+        path = find_config(name)
+        settings_in(path)  # what is no YAML is a sentence here, and a trace in jsonargparse
+        return str(path)
+
     found = list(args)
     for i, arg in enumerate(args):
         if arg in ("-c", "--config") and i + 1 < len(args):
-            found[i + 1] = str(find_config(args[i + 1]))
+            found[i + 1] = path_of(args[i + 1])
         elif arg.startswith("--config="):
-            found[i] = f"--config={find_config(arg.removeprefix('--config='))}"
+            found[i] = f"--config={path_of(arg.removeprefix('--config='))}"
     return found
 
 

@@ -39,6 +39,31 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert re.search(rf"\n\W*{command} +\w", told), command
 
 
+@pytest.mark.parametrize("asked", ["fit -c mine", "train mine", "store -c mine", "weights --experiment mine"])
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"model: [\n", "no YAML in UTF-8"),
+        (b"\xff\xfe", "no YAML"),
+        (b"- a\n", "is no experiment"),
+        (b"data: 5\n", "is no"),
+    ],
+)
+def test_what_is_no_experiment_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    asked: str,
+    content: bytes,
+    why: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_bytes(content)
+    told = fails(asked.split(), capsys)
+    assert why in " ".join(told.split())
+    assert "Traceback" not in told
+
+
 def test_experiments_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     want = EXPERIMENTS / "souple_ctx4.yaml"

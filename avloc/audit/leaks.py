@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from avloc.audit.lists import FORMATS, AuditError, Clip, Listing, read_id, read_list, spelling
+from avloc.escapes import markup, printable
 from avloc.files import write_whole
 
 __all__ = ["Audit", "AuditError", "Clip", "Leaks", "audit", "find_leaks", "read_id"]
@@ -237,7 +237,7 @@ def print_audit(found: Audit, clean: dict[str, Any] | None) -> None:
     console = Console()
 
     def say(sentence: str) -> None:
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(sentence), markup=False, highlight=False, soft_wrap=True)
 
     train = found.as_json()["train"]
     table = Table(title=f"leaks by {found.by}")
@@ -247,7 +247,7 @@ def print_audit(found: Audit, clean: dict[str, Any] | None) -> None:
     for row in [*found.sets, *([found.total] if len(found.sets) > 1 else [])]:
         numbers = (row.clips, row.videos, row.leaked_clips, row.overlapping, row.leaked_videos)
         share = "-" if row.share is None else f"{100 * row.share:.2f} %"
-        table.add_row(escape(row.name), *(f"{n:,}" for n in numbers), share)
+        table.add_row(markup(row.name), *(f"{n:,}" for n in numbers), share)
     say(
         f"{train['file']}: {train['rows']:,} rows, {train['clips']:,} clips, {train['videos']:,} videos"
         + (

@@ -21,10 +21,10 @@ import csv
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from json import loads
 from pathlib import Path
 from typing import Any
 
+from avloc.bounds import parsed_json
 from avloc.data.index import read_index, remote
 from avloc.data.lists import refuse_long
 from avloc.data.schema import Record
@@ -215,7 +215,7 @@ def read_json(path: Path, data: bytes) -> Listing:
     """VGG-SS and MUSIC annotations (``file``), SSLalignment's (``image``, ``audio``), MUSIC's video lists, plain lists
     of ids, or an index of shards."""
     try:
-        content = loads(data)
+        content = parsed_json(data)
     except ValueError as e:
         raise AuditError(f"{path} begins like JSON, but is not ({e}). Get it from its source again.") from e
     if isinstance(content, dict) and "shards" in content:

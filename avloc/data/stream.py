@@ -25,6 +25,7 @@ from avloc.data.plan import EpochPlan, WorkerShare
 from avloc.data.schema import Record, Sample, SampleError, SchemaError
 from avloc.data.stored import FeatureStore
 from avloc.data.views import Grid, grid_of
+from avloc.escapes import one_line
 from avloc.processes import end_with_parent
 from avloc.types import AVBatch, InputSpec
 
@@ -158,18 +159,26 @@ class TrainStream(IterableDataset[AVBatch]):
         while place < len(shards):
             shard = shards[place]
             count = 0
-            for count, raw in enumerate(self._units(shard), start=1):
+            units = self._units(shard)
+            for count, raw in enumerate(units, start=1):
                 if count - 1 == positions[place]:
+                    # Of a record that fell in two, one half would take the place of the last.
+                    last = self.frames == "random" and count == self.index.shards[shard].count
+                    if last and next(units, None):
+                        raise self._other_count(shard, f"over {count}")
                     yield place, raw
                     place += 1
                     if place == len(shards) or shards[place] != shard or positions[place] < count:
                         break
             else:
-                what = "records" if self.frames == "random" else "annotated frames"
-                raise ShardError(
-                    f"{self.index.locate(shard)} holds {count} {what}, its index promises {self.counts[shard]}. "
-                    "Get or write this shard again."
-                )
+                raise self._other_count(shard, str(count))
+
+    def _other_count(self, shard: int, count: str) -> ShardError:
+        what = "records" if self.frames == "random" else "annotated frames"
+        return ShardError(
+            f"{self.index.locate(shard)} holds {count} {what}, its index promises {self.counts[shard]}. "
+            "Get or write this shard again."
+        )
 
     def _units(self, shard: int) -> Iterator[Unit]:
         """The raw samples of a shard, front to back."""
@@ -255,7 +264,7 @@ class TrainStream(IterableDataset[AVBatch]):
         except SampleError as e:
             if key not in self.named:
                 self.named.add(key)
-                log.warning("Replaced a broken training sample: %s (shard record %s)", e, key)
+                log.warning("Replaced a broken training sample: %s (shard record %s)", one_line(e), one_line(key))
             self.broken_by_worker[worker] += 1
             return None
 

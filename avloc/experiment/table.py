@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from avloc import weights
 from avloc.data.index import ShardError
 from avloc.data.module import WORLD, AVDataModule, named_split
 from avloc.errors import UsageError
+from avloc.escapes import markup
 from avloc.experiment.weights import sources_of
 from avloc.names import experiments_folder, known, settings_in
 from avloc.report.experiments import Experiment, read_experiment
@@ -98,7 +98,7 @@ def table(word: str | None = None) -> None:
             needed = entry.weights
             absent = ", ".join(entry.missing(needed)) or "all here"
             cells += [", ".join(entry.sets), ", ".join(needed), absent]
-        rows.add_row(*map(escape, cells))
+        rows.add_row(*map(markup, cells))
     Console().print(rows)
     if not word:
         print("avloc experiments WORD tells of some their sets and weights, and which of those are not here.")

@@ -11,12 +11,12 @@ from typing import Any
 import typer
 import yaml
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from avloc import weights
 from avloc.download import fetch, missing
 from avloc.errors import UsageError
+from avloc.escapes import markup
 from avloc.experiment.run import model_settings
 from avloc.methods.baselines.ogl import ObjectGuide
 from avloc.names import settings_in
@@ -85,12 +85,12 @@ def table(config: Path | None, as_json: bool = False) -> None:
     for r in found:
         size = "" if r.megabytes is None else f", {'' if r.here else 'about '}{r.megabytes:,} MB"
         state = "[green]here[/]   " if r.here else "[yellow]missing[/]"
-        out.print(f"{state} [bold]{escape(r.source)}[/]  {escape(r.licence or 'licence unknown')}{size}")
+        out.print(f"{state} [bold]{markup(r.source)}[/]  {markup(r.licence or 'licence unknown')}{size}")
         lines = [r.note, f"{'at' if r.here else 'belongs at'} {r.path}"]
         lines += [f"SHA-256 {r.sha256}"] if r.here else [f"from {url}" for url in r.urls]
         lines += [f"published in {r.homepage}"] if r.homepage and not r.here else []
         for line in filter(None, lines):
-            out.print(f"          {escape(line)}")
+            out.print(f"          {markup(line)}")
     absent = [r for r in found if not r.here]
     if any(r.urls for r in absent):
         out.print("Fetch what is missing by the same command with --get.")
@@ -144,7 +144,7 @@ def get(sources: list[str], origin: str | None = None, yes: bool = False) -> Non
 
         def tell(name: str, done: int, total: int | None) -> None:
             if name not in shown:
-                shown[name] = bars.add_task(escape(name))
+                shown[name] = bars.add_task(markup(name))
             bars.update(shown[name], completed=done, total=total)
 
         found = fetch(wanted, origin, tell)

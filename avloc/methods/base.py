@@ -236,6 +236,11 @@ class Localizer(Remembering, LightningModule):
                 f"This checkpoint's trainable tensors are not those of the configuration: missing {missing[:3]}, "
                 f"unknown {extra[:3]}. A hyper-parameter differs from the training run's."
             )
+        if strange := [k for k, v in stored.items() if v.is_floating_point() and bool(v.isnan().any())]:
+            raise CheckpointError(
+                f"This checkpoint's {names_of(strange)} hold NaN: its training diverged, or the file is damaged. Go on "
+                "from an earlier one, with a lower learning rate."
+            )
         shapes = [
             f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}"
             for k, v in sorted(stored.items())

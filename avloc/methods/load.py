@@ -57,7 +57,12 @@ def rebuild(head: Mapping[str, Any], checkpoint: Path) -> Localizer:
     What its class saved of its arguments (``save_hyperparameters``) counts before what it was built with: it leaves out
     on purpose what is needed for training alone.
     """
-    about, saved = head[IDENTITY], head.get("hyper_parameters") or {}
+    about, saved = head[IDENTITY], head.get("hyper_parameters", {})
+    told = {"hyper_parameters": saved} | {key: about.get(key) for key in ("configured", "arguments")}
+    for key, value in told.items():
+        if not (value is None or (isinstance(value, Mapping) and all(isinstance(k, str) for k in value))):
+            raise CheckpointError(f"{checkpoint} is damaged: its {key} are no names with values.")
+    saved = saved or {}
     name = str(about.get("method"))
     method = method_class(name, checkpoint)
     configured = "_instantiator" in saved or (not saved and about.get("configured") is not None)

@@ -15,6 +15,8 @@ import pandas as pd
 from rich.console import Console
 from scipy.special import stdtrit
 
+from avloc.escapes import one_line
+from avloc.files import write_whole
 from avloc.report import published
 from avloc.report.cells import UNIVERSAL, cell, published_name
 from avloc.report.document import Section, write_document
@@ -22,7 +24,7 @@ from avloc.report.entries import Cut, Entry, EntryError, Leaks, entry_of, once, 
 from avloc.report.intervals import TAIL, Bounds, Rescore
 from avloc.report.layout import ResultTable, blind_controls
 from avloc.report.results import GUIDED, HEARD, LOWER_IS_BETTER, MODEL, read_run
-from avloc.report.tables import WIDTH, to_latex, to_markdown, to_rich
+from avloc.report.tables import WIDTH, in_csv, to_latex, to_markdown, to_rich
 
 __all__ = ["Board", "board", "leaderboard", "leaks_in", "to_frame", "to_table"]
 
@@ -168,15 +170,15 @@ def leaderboard(
     console = console or Console(width=None if sys.stdout.isatty() else WIDTH, emoji=False)
     console.print(to_rich(table))
     for note in table.notes:
-        console.print(f"  {note}", style="dim", markup=False, highlight=False)
+        console.print(f"  {one_line(note)}", style="dim", markup=False, highlight=False)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         for _, is_run, entry in found:
             if is_run:
                 write_entry(entry, out / "entries")
-        (out / "leaderboard.md").write_text(to_markdown(table), encoding="utf-8")
-        (out / "leaderboard.tex").write_text(to_latex(table), encoding="utf-8")
-        to_frame(made).to_csv(out / "leaderboard.csv", index=False)
+        write_whole(out / "leaderboard.md", to_markdown(table))
+        write_whole(out / "leaderboard.tex", to_latex(table))
+        write_whole(out / "leaderboard.csv", in_csv(to_frame(made)))
         write_document(out / "leaderboard.html", table.title, [], [Section(table.title, table, sortable=True)])
         console.print(f"  {out / 'leaderboard.html'}", highlight=False)
     return made

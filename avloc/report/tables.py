@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from collections.abc import Collection, Sequence
@@ -15,6 +14,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from avloc.escapes import csv_cell, latex, markdown, markup, one_line
 from avloc.files import write_whole
 from avloc.plugins import VARIABLE
 from avloc.report import published
@@ -113,13 +113,13 @@ def report(
     for each in tables:
         console.print(to_rich(each))
         for note in [*each.findings, *each.notes]:
-            console.print(f"  {note}", style="dim", markup=False, highlight=False)
+            console.print(f"  {one_line(note)}", style="dim", markup=False, highlight=False)
     if out is not None:
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "report.md", "\n".join(to_markdown(t) for t in tables))
         write_whole(folder / "report.tex", "\n".join(to_latex(t) for t in tables))
-        write_whole(folder / "report.csv", to_frame(runs, bounds, places).to_csv(index=False))
+        write_whole(folder / "report.csv", in_csv(to_frame(runs, bounds, places)))
         names = " and ".join(dict.fromkeys(run.name for run in runs)) if len(runs) <= NAMED else f"{len(runs)} runs"
         beside = f"{paper} table {table}" if table else "the papers' tables" if paper == EVERY else f"{paper}'s tables"
         title = f"{names} beside {beside}" if paper else names
@@ -129,7 +129,7 @@ def report(
             write_figures(folder / "chosen.pdf", drawn)
             console.print(f"  {folder / 'chosen.pdf'}", highlight=False)
         for note in absent_pictures:
-            console.print(f"  {note}", markup=False, highlight=False)
+            console.print(f"  {one_line(note)}", markup=False, highlight=False)
         console.print(f"  {folder / 'report.html'}", highlight=False)
     return tables
 
@@ -253,12 +253,15 @@ def picked_sections(runs: Sequence[Run], keys: Sequence[str], notes: Sequence[st
 def to_markdown(table: ResultTable) -> str:
     """A GitHub table under its title."""
     heads = [" ".join(filter(None, pair)) for pair in zip(table.groups, table.columns, strict=False)]
-    lines = [row_of(heads or table.columns), row_of(["---", *["---:"] * (len(table.columns) - 1)])]
+    lines = [
+        row_of([markdown(head) for head in heads or table.columns]),
+        row_of(["---", *["---:"] * (len(table.columns) - 1)]),
+    ]
     for kind, row in zip(table.kinds, table.rows, strict=True):
-        cells = [cell.replace("|", r"\|") for cell in row]
+        cells = [markdown(cell) for cell in row]
         lines.append(row_of([f"**{cells[0]}**", *cells[1:]] if kind == "group" else cells))
-    notes = [f"- {note}" for note in [*table.findings, *table.notes]]
-    return "\n".join([f"### {table.title}", "", *lines, *([""] if notes else []), *notes, ""])
+    notes = [f"- {markdown(note)}" for note in [*table.findings, *table.notes]]
+    return "\n".join([f"### {markdown(table.title)}", "", *lines, *([""] if notes else []), *notes, ""])
 
 
 def to_latex(table: ResultTable) -> str:
@@ -281,7 +284,7 @@ def to_latex(table: ResultTable) -> str:
             *[f"    {line}" for line in body],
             r"    \bottomrule",
             r"  \end{tabular}",
-            *[f"  % {note}" for note in [*table.findings, *table.notes]],
+            *[f"  % {one_line(note)}" for note in [*table.findings, *table.notes]],
             r"\end{table}",
             "",
         ]
@@ -329,11 +332,16 @@ def to_frame(runs: Sequence[Run], bounds: Bounds | None = None, places: Sequence
     return pd.DataFrame(lines, columns=names)
 
 
+def in_csv(frame: pd.DataFrame) -> str:
+    """As CSV, in which no name is a spreadsheet's formula."""
+    return frame.map(lambda value: csv_cell(value) if isinstance(value, str) else value).to_csv(index=False)
+
+
 def to_rich(table: ResultTable) -> RichTable:
-    grid = RichTable(title=table.title, title_justify="left")
+    grid = RichTable(title=markup(table.title), title_justify="left")
     for i, column in enumerate(table.columns):
-        group = f"{table.groups[i]}\n" if table.groups and table.groups[i] else ""
-        grid.add_column(group + column, justify="right" if i else "left", overflow="fold")
+        heads = [table.groups[i], column] if table.groups and table.groups[i] else [column]
+        grid.add_column("\n".join(map(markup, heads)), justify="right" if i else "left", overflow="fold")
     styles = {
         "group": "underline",
         "own": "bold",
@@ -343,14 +351,9 @@ def to_rich(table: ResultTable) -> RichTable:
         "heard": "dim",
     }
     for kind, row in zip(table.kinds, table.rows, strict=True):
-        grid.add_row(*[cell.replace("[", r"\[") for cell in row], style=styles.get(kind))
+        grid.add_row(*map(markup, row), style=styles.get(kind))
     return grid
 
 
 def row_of(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def latex(text: str) -> str:
-    named = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
-    return re.sub(r"[\\^~%&_#${}]", lambda found: named.get(found[0], "\\" + found[0]), text)

@@ -437,3 +437,15 @@ def test_ground_truth_may_be_oblong(tmp_path: Path) -> None:
     assert batch.truth.shape == (4, 1, 12, 24)
     assert torch.equal(batch.truth[:, 0] * 255, batch.image[:, 0, 1::2].float())
     assert torch.equal(batch.semantic * 10, batch.image[:, 1, 1::2].long())
+
+
+def test_a_shard_with_a_record_too_many_is_named(tmp_path: Path) -> None:
+    """As when a member's name changes: both halves count, and the last record would never be trained on."""
+    path, other = toy_set(tmp_path, 7), toy_set(tmp_path / "b", 8, per_shard=8)
+    longer = other.with_name("toy-train-000000.tar").read_bytes()
+    path.with_name("toy-train-000000.tar").write_bytes(longer)
+    content = json.loads(path.read_text())
+    content["shards"][0]["bytes"] = len(longer)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ShardError, match="holds over 7 records, its index promises 7"):
+        list(TrainStream(read_index(path), SPEC, 7))

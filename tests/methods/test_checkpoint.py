@@ -227,3 +227,29 @@ def test_torchs_advice_is_never_shown(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="cannot be read as a checkpoint") as e:
             read(tmp_path / "a.ckpt")
         assert "weights_only" not in "".join(traceback.format_exception(e.value))
+
+
+@pytest.mark.parametrize("entry", [5, "x", {1: 2}, torch.zeros(2)])
+@pytest.mark.parametrize("where", ["hyper_parameters", "arguments", "configured"])
+def test_settings_that_are_none_are_told(tmp_path: Path, where: str, entry: Any) -> None:
+    path = tmp_path / "x.ckpt"
+    about = {
+        "method": "avloc.methods.baselines.controls.CentreBox",
+        "frozen": {},
+        "holds": "all",
+        "arguments": {},
+        "configured": None,
+    }
+    content: dict[str, Any] = {"state_dict": {}, "avloc": about, "hyper_parameters": {}}
+    (content if where == "hyper_parameters" else about)[where] = entry
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=rf"x\.ckpt is damaged: its {where} are no names"):
+        load_method(path, "cpu")
+
+
+def test_weights_that_are_no_numbers_are_refused(source: str, tmp_path: Path) -> None:
+    method = Following(source)
+    method.head.weight.data[0, 1] = float("nan")
+    content = torch.load(checkpoint_of(method, tmp_path / "x.ckpt"), weights_only=True)
+    with pytest.raises(CheckpointError, match=r"head\.weight hold NaN: its training diverged"):
+        Following(source).on_load_checkpoint(content)

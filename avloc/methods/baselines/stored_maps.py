@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Literal
 from zipfile import BadZipFile, ZipFile
 
@@ -196,7 +197,7 @@ def read_map(path: Path) -> StoredMap:
                 confidence = content.get("confidence")
     except KeyError as e:
         raise MapsError(f"{path} has no entry 'heatmap'. Save it with numpy.savez(path, heatmap=...).") from e
-    except (OSError, ValueError, EOFError, BadZipFile) as e:
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError, BadZipFile) as e:
         raise MapsError(f"{path} cannot be read as a map ({e}). Write it again.") from e
     if heatmap.ndim == 2:
         heatmap = heatmap[None]
