@@ -351,7 +351,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dic
     return folder, methods | {"TVSL": tvsl, "PatchSimilarity": own | patches}
 
 
-def tiny_options(name: str, small: tuple[Path, dict[str, dict[str, Any]]]) -> list[str]:
+def tiny_options(name: str, small: tuple[Path, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Keys of `avloc fit`, dotted, that lay tiny weights and the little sets over a YAML."""
     tiny = {} if name in ("gavs_world", "tpavi_world") else small[1][kind(name)]  # these two are small as they are
     if kind(name) == "PatchSimilarity":
         given = content(name)["model"]["init_args"]  # null is what the other towers are
@@ -359,32 +360,59 @@ def tiny_options(name: str, small: tuple[Path, dict[str, dict[str, Any]]]) -> li
     if content(name)["model"]["init_args"].get("tune_v") == 9:  # of 12 blocks
         tiny = tiny | {"tune_v": 2}  # of 4
     batch = max(4, 2 * content(name)["model"]["init_args"].get("frames", 1))  # two clips of a method that takes any
-    args = [f"--data.root={small[0]}", "--data.num_workers=0", f"--data.batch_size={batch}", "--data.eval_batch_size=4"]
-    return [*args, *(f"--model.init_args.{k}={list(v) if isinstance(v, tuple) else v}" for k, v in tiny.items())]
-
-
-def fit(name: str, small: tuple[Path, dict[str, dict[str, Any]]], *more: str) -> ExperimentCLI:
-    """The YAML with tiny weights, on one process; supervised methods on the sets that it names."""
-    args = ["fit", "-c", str(PATHS[name]), *tiny_options(name, small)]
-    args += ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
-    args += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     if kind(name) in ("TVSL", "PatchSimilarity"):
-        args += ["--data.batch_size=8"]  # of more classes than a mixture has sources
-    return ExperimentCLI.run([*args, *more])
+        batch = 8  # of more classes than a mixture has sources
+    laid = {"data.root": str(small[0]), "data.num_workers": 0, "data.batch_size": batch, "data.eval_batch_size": 4}
+    return laid | {f"model.init_args.{k}": None if v == "null" else v for k, v in tiny.items()}
+
+
+def as_arguments(laid: dict[str, Any]) -> list[str]:
+    return [f"--{key}={list(v) if isinstance(v, tuple) else 'null' if v is None else v}" for key, v in laid.items()]
+
+
+def laid_over(name: str, laid: dict[str, Any], folder: Path) -> Path:
+    """A YAML of the same name with some keys laid over: parsed once, where each option would have it parsed again."""
+    merged = content(name)
+    for key, value in laid.items():
+        *parts, last = key.split(".")
+        place = merged
+        for part in parts:
+            place[part] = place.get(part) or {}
+            place = place[part]
+        place[last] = list(value) if isinstance(value, tuple) else value
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(merged))
+    return path
+
+
+def fit(name: str, small: tuple[Path, dict[str, dict[str, Any]]], folder: Path, **more: Any) -> ExperimentCLI:
+    """The YAML with tiny weights, on one process; supervised methods on the sets that it names.
+
+    Args:
+        more: keys, with two underscores for a dot.
+    """
+    laid = tiny_options(name, small) | {f"trainer.{k}": v for k, v in ON_ONE_PROCESS.items()}
+    laid |= {key.replace("__", "."): value for key, value in more.items()}
+    return ExperimentCLI.run(["fit", "-c", str(laid_over(name, laid, folder / "yaml"))])
+
+
+ON_ONE_PROCESS = {"accelerator": "cpu", "devices": 1, "precision": "32-true"}
+ON_ONE_PROCESS |= {"enable_progress_bar": False, "enable_model_summary": False}
 
 
 @pytest.mark.parametrize("name", designs())
 @pytest.mark.filterwarnings("ignore")
 def test_every_design_takes_a_step(name: str, small: tuple[Path, dict[str, dict[str, Any]]], tmp_path: Path) -> None:
-    args = ["--data.val=[]", "--data.test=['world:single']", "--start_from=null"]
+    more: dict[str, Any] = {"data__val": [], "data__test": ["world:single"], "start_from": None}
     if not content(name)["data"].get("truth"):
-        args += ["--data.train=world:train", "--data.train_fraction=1"]
+        more |= {"data__train": "world:train", "data__train_fraction": 1}
     if content(name).get("evaluator", {}).get("ogl"):
-        args += ["--evaluator.ogl.weights=random"]
-    args += ["--data.stored=false"]  # pictures of this set, not of the YAML's
-    args += ["--trainer.max_steps=1", "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}"]
-    args += ["--checkpoint.monitor=null", f"--checkpoint.dirpath={tmp_path}", f"--resume.dirpath={tmp_path}"]
-    run = fit(name, small, *args)
+        more |= {"evaluator__ogl__weights": "random"}
+    more |= {"data__stored": False}  # pictures of this set, not of the YAML's
+    more |= {"trainer__max_steps": 1, "trainer__logger": False, "trainer__default_root_dir": str(tmp_path)}
+    more |= {"checkpoint__dirpath": str(tmp_path), "resume__dirpath": str(tmp_path), "checkpoint__monitor": None}
+    run = fit(name, small, tmp_path, **more)
     assert run.trainer.global_step == 1
     assert run.settings.experiment == name
     assert learned_parts(run.model) == EXPECTED[kind(name)](content(name)["model"]["init_args"])
@@ -396,13 +424,13 @@ def test_few_shots_go_on_from_the_zero_shot_run(
 ) -> None:
     """An epoch, its validation and the model that it chooses, all where the YAMLs say; then that model as the start."""
     monkeypatch.chdir(tmp_path)
-    epoch = ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", "--trainer.max_epochs=1"]
-    fit("gavs_v3_0shot", small, *epoch)
+    epoch = {"trainer__limit_train_batches": 1, "trainer__limit_val_batches": 1, "trainer__max_epochs": 1}
+    fit("gavs_v3_0shot", small, tmp_path, **epoch)
     start = Path(content("gavs_v3_1shot")["start_from"])
     stored = torch.load(start, weights_only=True)
     stored["state_dict"]["network.noise"] += 3
     torch.save(stored, start)
-    run = fit("gavs_v3_1shot", small, *epoch)
+    run = fit("gavs_v3_1shot", small, tmp_path, **epoch)
     moved = run.model.network.noise - stored["state_dict"]["network.noise"]
     assert moved.abs().max() < 0.1  # a few steps at 1e-3 (jsonargparse may read 1 batch as 100 %), from 3 away
     metrics = run.trainer.callback_metrics
@@ -415,15 +443,16 @@ def test_seac_trains_on_what_is_stored(
 ) -> None:
     """What is missing is told with its remedy; then `avloc store`, an epoch without a picture, and its weights."""
     monkeypatch.chdir(tmp_path)
-    sets = ["--data.train=world:train", "--data.val=['world:single']", "--data.test=[]"]
-    more = [*sets, "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.logger=false"]
-    more += [f"--trainer.default_root_dir={tmp_path}"]
-    more += [f"--checkpoint.dirpath={tmp_path}", f"--resume.dirpath={tmp_path}"]
+    sets: dict[str, Any] = {"data__train": "world:train", "data__val": ["world:single"], "data__test": []}
+    more: dict[str, Any] = {"trainer__max_epochs": 1, "trainer__check_val_every_n_epoch": 1, "trainer__logger": False}
+    more |= sets | {"trainer__default_root_dir": str(tmp_path)}
+    more |= {"checkpoint__dirpath": str(tmp_path), "resume__dirpath": str(tmp_path)}
     with pytest.raises(StoreError, match="Run `avloc store -c EXPERIMENT`"):
-        fit("seac_world", small, *more)
-    store("seac_world", [*tiny_options("seac_world", small), *sets])
+        fit("seac_world", small, tmp_path, **more)
+    laid = tiny_options("seac_world", small) | {key.replace("__", "."): value for key, value in sets.items()}
+    store("seac_world", as_arguments(laid))
     monkeypatch.setattr(SeAC, "make", None)
-    run = fit("seac_world", small, *more)
+    run = fit("seac_world", small, tmp_path, **more)
     assert run.trainer.global_step == 2
     assert "val/world:single/miou" in run.trainer.callback_metrics
     best = torch.load(tmp_path / "best.ckpt", weights_only=True)

@@ -7,6 +7,7 @@ import io
 import re
 import sys
 import warnings
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import torch
 import yaml
 from lightning import Callback, Trainer
 from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -165,10 +167,18 @@ class ExperimentCLI(LightningCLI):
             for key in NOT_BAREBONES:
                 self.settings.trainer[key] = None
 
+    @cached_property
+    def text(self) -> str:
+        """All settings as ``config.yaml`` holds them. Dumping them takes long, so it is done once a run."""
+        return dumped(self)
+
+    def _dump_config(self) -> None:
+        if not hasattr(self, "config_dump"):
+            self.config_dump = yaml.safe_load(self.text)
+
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
-        told = yaml.safe_load(self._parser(self.subcommand).dump(self.settings, skip_none=False))
-        self.model.configured = told["model"].get("init_args") or {}
+        self.model.configured = yaml.safe_load(self.text)["model"].get("init_args") or {}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.settings
@@ -183,6 +193,7 @@ class ExperimentCLI(LightningCLI):
         plugins = self.own_plugins()
         ours = [] if any(isinstance(plugin, CheckpointIO) for plugin in plugins) else [AtomicCheckpoints()]
         kwargs["plugins"] = [*plugins, *ours]
+        self.save_config_callback = partial(saved_config, Dumped(self.text))  # type: ignore[assignment]
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -253,6 +264,29 @@ class ExperimentCLI(LightningCLI):
             self.trainer.test(model, self.datamodule, ckpt_path=best or None, weights_only=True)
 
 
+def dumped(cli: ExperimentCLI) -> str:
+    """The settings of a command line; they were checked when they were read."""
+    return cli._parser(cli.subcommand).dump(cli.settings, skip_none=False, skip_validation=True)
+
+
+class Dumped:
+    """Stands for the parser where that would be asked for the same text again."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def dump(self, *_: Any, **__: Any) -> str:
+        return self.text
+
+    def save(self, config: Any, path: str, **_: Any) -> None:
+        with get_filesystem(path).open(path, "w") as f:
+            f.write(self.text)
+
+
+def saved_config(told: Dumped, parser: Any, config: Any, **options: Any) -> SaveConfigCallback:
+    return SaveConfigCallback(told, config, **options)  # type: ignore[arg-type]
+
+
 class Told(ExperimentCLI):
     """A command line that is read, and nothing more: no seed is set, nothing is built or run."""
 
@@ -269,7 +303,7 @@ class Told(ExperimentCLI):
 def told_by(args: list[str]) -> dict[str, Any]:
     """All settings of a command line of `avloc fit` or `test`, as a run's ``run.json`` holds them."""
     told = Told.run(args)
-    return yaml.safe_load(told._parser(told.subcommand).dump(told.settings, skip_none=False))
+    return yaml.safe_load(dumped(told))
 
 
 def model_settings(config: Path) -> dict[str, Any]:
