@@ -32,7 +32,7 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/mypy
 
 campaign: $(READY)  ## damage 10,000 inputs and kill 200 writers: make campaign ARGS="--inputs 500 --kills 20"
-	$(BIN)/python -m tests.robustness.campaign $(ARGS)
+	$(BIN)/python -m tests.robustness $(ARGS)
 
 world: $(READY)  ## write the embedded world's shards to data/
 	$(BIN)/avloc world $(ARGS)

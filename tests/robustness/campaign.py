@@ -1,4 +1,4 @@
-"""`python -m tests.robustness.campaign`: damaged inputs by the thousand, and the table of what became of them.
+"""`python -m tests.robustness`: damaged inputs by the thousand, and the table of what became of them.
 
 Each input is ``tried``. Of the readings of an input the worst counts:
 
@@ -301,7 +301,7 @@ def kills(count: int, seed: int) -> dict[str, Tally]:
 
 
 def main(args: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m tests.robustness.campaign", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser("python -m tests.robustness", description=__doc__.partition("\n")[0])
     parser.add_argument("--inputs", type=int, default=10_000, help="damaged inputs of all kinds together")
     parser.add_argument("--kills", type=int, default=200, help="processes that are killed while they write")
     parser.add_argument("--seed", type=int, default=0)
@@ -317,9 +317,11 @@ def main(args: list[str] | None = None) -> int:
 
     kinds = given.kind or [*KINDS]
     rows: dict[str, Tally] = {}
-    share, more = divmod(given.inputs, len(kinds))
-    for i, kind in enumerate(kinds if given.inputs or given.only is not None else []):
-        numbers = [given.only] if given.only is not None else list(range(share + (i < more)))
+    weights = {kind: KINDS[kind].share for kind in kinds}
+    counts = {kind: max(1, round(given.inputs * share / sum(weights.values()))) for kind, share in weights.items()}
+    counts[kinds[0]] += given.inputs - sum(counts.values())
+    for kind in kinds if given.inputs or given.only is not None else []:
+        numbers = [given.only] if given.only is not None else list(range(counts[kind]))
         begun = time.monotonic()
         rows[kind] = run_inputs(kind, numbers, given.seed)
         tally = rows[kind]

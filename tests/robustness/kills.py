@@ -17,6 +17,8 @@ import shutil
 import signal
 import tempfile
 import time
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -138,7 +140,7 @@ class Checkpoints(Victim):
         if MEMORY.is_dir():
             os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
         before = {*MEMORY.iterdir()} if MEMORY.is_dir() else set()
-        for n in range(1, 21):
+        for n in range(1, 9):
             self.save(folder, n)
         litter = {p.name for p in MEMORY.iterdir()} - {p.name for p in before} if MEMORY.is_dir() else set()
         need(not any("ckpt" in name for name in litter), f"left in TMPDIR: {litter}")
@@ -257,7 +259,8 @@ class Report(Victim):
         self.run = Results(self.home / "good").run
 
     def before(self, folder: Path) -> None:
-        self.work(folder)
+        with redirect_stdout(StringIO()):
+            self.work(folder)
 
     def work(self, folder: Path) -> None:
         from avloc.cli import main

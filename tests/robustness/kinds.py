@@ -63,6 +63,8 @@ class Kind:
     """
 
     name = ""
+    share = 1.0
+    """Of the inputs, against other kinds'."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -802,6 +804,7 @@ class Experiments(Kind):
     """A YAML that somebody sent: read by the commands that look at it."""
 
     name = "yaml"
+    share = 0.15  # each is a command
 
     def build(self) -> None:
         from avloc.names import experiments_folder
