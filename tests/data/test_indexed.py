@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, DistributedSampler
 
+from avloc.data import indexed
 from avloc.data.index import ShardError
 from avloc.data.indexed import EvalSet, WholeBatches, derangement
 from avloc.data.items import collate
@@ -442,3 +443,16 @@ def test_padded_pictures_tell_their_size_and_duets_are_not_padded(tmp_path: Path
     assert sizes == {0: [10, 12], 1: [10, 12], 2: [12, 12]}
     with pytest.raises(ShardError, match=r"toy: toy__s0000 is a row of pictures that fill their squares"):
         EvalSet(toy_set(tmp_path / "b", 0, samples=[duet(0)]), spec)
+
+
+def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,018 shards were more than a process may open."""
+    path = toy_set(tmp_path, 40, per_shard=1)
+    monkeypatch.setattr(indexed, "MOST_OPEN", 3)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    data = EvalSet(path, SPEC)
+    most = 0
+    for i in range(40):
+        assert data[i].key.endswith(f"{number(data[i].key):04d}")
+        most = max(most, len(list(Path("/proc/self/fd").iterdir())) - before)
+    assert most <= 4  # and the folder that is listed
