@@ -182,3 +182,26 @@ def bench_localize(
     from avloc.bench.step import print_result
 
     print_result(measure_localize(method, full_size, seconds, fps, height, steps), json)
+
+
+@app.command("gpu")
+def bench_gpu(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for gpu.json and gpu.md.")] = Path("gpu"),
+    minutes: Annotated[float, typer.Option(help="After which no case is begun any more.", min=0)] = 8.0,
+    tiny: Annotated[bool, typer.Option(help="The embedded world's sizes, to try the command on a CPU.")] = False,
+    most: Annotated[int, typer.Option(help="Samples of the largest batch.", min=8)] = 256,
+    json: Json = False,
+) -> None:
+    """Each method's step in float32, TF32 and bf16, compiled and recomputed, with growing batches; how far bf16 is from
+    float32; how often a step waits for the device; two processes where there are two; the tests marked gpu.
+
+    Needs random weights alone. `python -m avloc.bench gpu` is the same.
+
+    Example: `avloc bench gpu --minutes 8 -o gpu`
+    """
+    from json import dumps
+
+    from avloc.bench.gpu import measure_gpu, page
+
+    told = measure_gpu(out, minutes, tiny, most)
+    print(dumps(told) if json else page(told))

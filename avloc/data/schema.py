@@ -9,8 +9,8 @@ own.
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 import types
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
@@ -37,6 +37,7 @@ SCHEMA_VERSION = 1
 NAME = re.compile(r"[a-z0-9_]+")
 MEMBER = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+")
 MASK = re.compile(r"m\.f(\d+)\..*")
+LARGEST = sys.float_info.max
 MOST_TILES = 4  # pictures of a duet
 
 MapRule = Literal["union", "consensus2", "sum", "mask", "none"]
@@ -468,7 +469,7 @@ def check(value: Any, hint: Any, where: str, path: str) -> Any:
     if origin is Literal and value in args:
         return value
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is float and number and math.isfinite(value):
+    if hint is float and number and abs(value) <= LARGEST:
         return float(value)
     if hint is int and number and isinstance(value, int):
         return value

@@ -291,7 +291,7 @@ class FeatureStore:
         if arrays != self.arrays:
             raise StoreError(f"{note} holds {arrays}, other parts {self.arrays}. Delete {self.folder}. {renew()}")
         for name, a in about["arrays"].items():
-            if not NAME.fullmatch(name) or (a["shape"] is None and len(a.get("lengths", ())) != len(about["keys"])):
+            if not NAME.fullmatch(name) or (a["shape"] is None and len(a.get("lengths") or ()) != len(about["keys"])):
                 raise StoreError(f"{note} is damaged (array {name[:40]!r}). Delete it. {renew(goes_on=True)}")
             if a["shape"] is None:
                 self.starts[number, name] = np.cumsum([0, *a["lengths"]], dtype=np.int64)

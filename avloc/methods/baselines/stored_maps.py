@@ -191,6 +191,8 @@ def read_map(path: Path) -> StoredMap:
             heatmap, confidence = np.asarray(load_picture(path.read_bytes())), None
         elif path.suffix == ".npy":
             heatmap, confidence = np.load(path, allow_pickle=False), None
+            if not isinstance(heatmap, np.ndarray):
+                raise ValueError("it is an archive, as an npz is")
         else:
             with np.load(path, allow_pickle=False) as content:
                 heatmap = content["heatmap"]
