@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from uuid import uuid4
 
-__all__ = ["WriteError", "complete", "write_whole"]
+from filelock import FileLock, Timeout
+
+__all__ = ["WriteError", "complete", "one_at_a_time", "part_of", "sweep", "write_whole"]
+
+log = logging.getLogger(__name__)
 
 HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 """Of temporary files: a process number says nothing on a disk that machines share."""
+
+ABANDONED = 24 * 3600.0
+"""Seconds after which what another machine began to write, and has not gone on with, is nobody's."""
 
 
 class WriteError(OSError):
@@ -42,8 +51,8 @@ def complete(path: Path, durable: bool = True) -> Iterator[Path]:
         WriteError: it could not be written; a file of that name is as it was.
     """
     if durable:  # of many small files a folder is not searched for each
-        sweep(path)
-    part = path.with_name(f".tmp-{path.name}-{HOST}-{os.getpid()}-{uuid4().hex[:8]}")
+        sweep(path.parent, path.name)
+    part = part_of(path)
     try:
         yield part
         if durable:
@@ -62,13 +71,54 @@ def complete(path: Path, durable: bool = True) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
-def sweep(path: Path) -> None:
-    """Take away what killed writers of a file on this machine left beside it."""
+def part_of(path: Path) -> Path:
+    """A name beside a file's that no other writer of it has, and that tells whose it is."""
+    return path.with_name(f".tmp-{path.name}-{HOST}-{os.getpid()}-{uuid4().hex[:8]}")
+
+
+def sweep(folder: Path, name: str, more: str = "") -> None:
+    """Take away what killed writers left in a folder: those of this machine that run no more, and of others what
+    nobody has written to for `ABANDONED`.
+
+    Args:
+        folder: where.
+        name: of the file; of several files, how their names begin,
+        more: and a pattern of how they go on.
+    """
     with suppress(OSError):
-        for left in path.parent.glob(f".tmp-{escape(path.name)}-{HOST}-*-*"):
-            process = left.name.split("-")[-2]
-            if process.isdecimal() and not is_alive(int(process)):
+        for left in folder.glob(f".tmp-{escape(name)}{more}-????????-*-????????"):
+            *_, host, process, _ = left.name.split("-")
+            if host == HOST and process.isdecimal():
+                dead = not is_alive(int(process))
+            else:
+                dead = left.stat().st_mtime < time.time() - ABANDONED
+            if dead:
                 left.unlink(missing_ok=True)
+
+
+@contextmanager
+def one_at_a_time(lock: Path, what: str) -> Iterator[None]:
+    """Write something that one process writes at a time: another one waits, and says so.
+
+    Args:
+        lock: a file for this alone, which stays.
+        what: is written, for people.
+    """
+    own, held = FileLock(lock), True
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            own.acquire(timeout=0)
+        except Timeout:
+            log.warning("%s is being written by another process: waiting for it", what)
+            own.acquire()
+    except (OSError, NotImplementedError):  # a file system without locks, or one that tells its lack of room later
+        held = False
+    try:
+        yield
+    finally:
+        if held:
+            own.release()
 
 
 def is_alive(process: int) -> bool:

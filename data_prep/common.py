@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -256,13 +256,6 @@ def run(plan: Plan, args: argparse.Namespace) -> int:
     refuse_other_recipe(folder, f"{plan.dataset}-{plan.split}", args)
     jobs, missing = jobs_of(plan, args.as_published)
     missing = missing if args.part == 0 else []
-    tagged: Counter[str] = Counter()
-
-    def watched(jobs: Sequence[Job]) -> Iterator[Sample | Skipped]:
-        for made in pool(jobs):
-            tagged.update(made.record.tags if isinstance(made, Sample) else [])
-            yield made
-
     pool = Pool(max(1, args.jobs))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
@@ -279,13 +272,13 @@ def run(plan: Plan, args: argparse.Namespace) -> int:
                 licence=plan.licence,
                 num_parts=args.num_parts,
                 part=args.part,
-                mapper=watched,
+                mapper=pool,
                 progress=lambda n: bar.advance(task, n),
             )
     finally:
         pool.close()
     skipped = [*written.skipped, *missing]
-    notes = [*plan.notes, *(f"{tagged[tag]} records {says}" for tag, says in plan.counted.items() if tagged[tag])]
+    notes = [*plan.notes, *(f"{n} records {says}" for tag, says in plan.counted.items() if (n := written.tags[tag]))]
     part = f"-{args.part:03d}" if args.num_parts > 1 else ""
     report_path = folder / f"skipped-{plan.split}{part}.csv"
     write_table(report_path, ["key", "reason"], ((s.key, s.reason) for s in skipped))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from avloc.data.shards import write_json
 from avloc.errors import told_by
 from avloc.evaluation.results import write_results, write_samples
 from avloc.experiment.checkpoints import AtomicCheckpoints
-from avloc.files import HOST, WriteError, complete, write_whole
+from avloc.files import ABANDONED, HOST, WriteError, complete, one_at_a_time, sweep, write_whole
 from avloc.report.panels import Panel, gallery, page
 from avloc.report.predictions import Predictions
 from avloc.report.telemetry import write_json as write_about
@@ -172,3 +173,42 @@ def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path: Pat
     assert path.read_text() == "whole"
     assert not left.exists()
     assert all(other.exists() for other in others)
+    old = time.time() - ABANDONED - 60
+    for other in others:
+        os.utime(other, (old, old))
+    sweep(tmp_path, path.name)
+    assert [other.exists() for other in others] == [True, False, True]  # nobody on another machine writes for a day
+
+
+def test_of_two_that_write_one_thing_the_second_waits_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock, inside = tmp_path / "new" / "x.lock", []
+    entered, leave = threading.Event(), threading.Event()
+
+    def write(name: str) -> None:
+        with one_at_a_time(lock, "the set"):
+            inside.append(name)
+            entered.set()
+            assert leave.wait(20)
+
+    first = threading.Thread(target=write, args=("first",))
+    second = threading.Thread(target=write, args=("second",))
+    first.start()
+    assert entered.wait(20)
+    second.start()
+    end = time.monotonic() + 20
+    while "the set is being written by another process: waiting for it" not in caplog.text:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert inside == ["first"]
+    leave.set()
+    second.join(20)
+    assert inside == ["first", "second"]
+
+
+def test_where_no_file_can_be_locked_nobody_waits(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with one_at_a_time(tmp_path / "file" / "x.lock", "x"):
+        (tmp_path / "written").touch()
+    assert (tmp_path / "written").exists()

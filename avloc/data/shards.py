@@ -28,7 +28,7 @@ import webdataset
 from avloc.data.index import Index, Shard, ShardError, read_shard
 from avloc.data.media.files import signature
 from avloc.data.schema import SCHEMA_VERSION, Record, Sample
-from avloc.files import write_whole
+from avloc.files import one_at_a_time, part_of, sweep, write_whole
 
 __all__ = ["Job", "ShardWriter", "Skipped", "WriteReport", "make", "write_json", "write_shards"]
 
@@ -68,6 +68,7 @@ class WriteReport:
         skipped: every job of this part that gave no sample.
         found: key, kind and extent of what was met when media were read (`Record.media`).
         seconds: of all sounds.
+        tags: how many records of the whole set, as far as it is written, have each tag.
     """
 
     index: Path | None
@@ -75,6 +76,7 @@ class WriteReport:
     skipped: list[Skipped]
     found: list[tuple[str, str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    tags: Counter[str] = field(default_factory=Counter)
 
 
 UNFORESEEN = "{}: {}. Get the file again, or leave it out."
@@ -111,7 +113,8 @@ def write_shards(
     progress: Callable[[int], None] = lambda n: None,
 ) -> WriteReport:
     """Write a set, or the rest of it: finished shards with the same plan are kept. A job that was skipped, or whose
-    media were damaged, is done again when its files are others than before, or there at last.
+    media were damaged, is done again when its files are others than before, or there at last. Of two processes that
+    write the same, the second waits for the first.
 
     Args:
         folder: made when absent.
@@ -138,15 +141,19 @@ def write_shards(
     plan = pack(todo, records_per_shard, seed)
     files = [f"{name}-{split}-{i:06d}.tar" for i in range(len(plan))]
     mine = np.array_split(np.arange(len(plan)), num_parts)[part].tolist()
-    refuse_other_plan(folder, f"{name}-{split}", {f: fingerprint(jobs) for f, jobs in zip(files, plan, strict=True)})
-    for i in mine:
-        note = finished(folder, files[i], fingerprint(plan[i]))
-        if note is None:
-            write_one(folder, files[i], plan[i], mapper, progress)
-        elif again := to_try_again(note, plan[i]):
-            write_one(folder, files[i], plan[i], mapper, progress, note, again)
-        else:
-            progress(len(plan[i]))
+    share = f"{name}-{split}" + (f"-{part}-of-{num_parts}" if num_parts > 1 else "")
+    with one_at_a_time(folder / ".parts" / f"{share}.lock", str(folder / share)):
+        refuse_other_plan(
+            folder, f"{name}-{split}", {f: fingerprint(jobs) for f, jobs in zip(files, plan, strict=True)}
+        )
+        for i in mine:
+            note = finished(folder, files[i], fingerprint(plan[i]))
+            if note is None:
+                write_one(folder, files[i], plan[i], mapper, progress)
+            elif again := to_try_again(note, plan[i]):
+                write_one(folder, files[i], plan[i], mapper, progress, note, again)
+            else:
+                progress(len(plan[i]))
     notes = {i: finished(folder, files[i], fingerprint(plan[i])) for i in range(len(plan))}
     own = [note for i in mine if (note := notes[i])]
     report = WriteReport(
@@ -155,6 +162,7 @@ def write_shards(
         skipped=[Skipped(*s) for n in own for s in n["skipped"]],
         found=[(key, kind, extent) for n in own for key, kind, extent in n.get("found", [])],
         seconds=sum(n.get("seconds", 0.0) for n in own),
+        tags=sum((Counter(n.get("tags", {})) for n in notes.values() if n), Counter()),
     )
     if all(notes.values()):
         report.index = write_index(folder, name, split, [n for n in notes.values() if n], licence)
@@ -321,13 +329,13 @@ def write_one(
         before: the note about the finished shard that it replaces, whose records stay, but for those of the keys
         again: that are to be made anew.
     """
-    for stale in folder.glob(f".tmp-{file}-*"):
-        stale.unlink()  # of a writer that was killed
-    temporary = folder / f".tmp-{file}-{os.getpid()}"
+    sweep(folder, file)
+    temporary = part_of(folder / file)
     skipped: list[tuple[str, str]] = []
     found: list[tuple[str, str, float]] = []
     states: dict[str, str] = {}
     classes: Counter[str] = Counter()
+    tags: Counter[str] = Counter()
     count = units = 0
     seconds = 0.0
     kept = kept_records(folder / file, again) if before else {}
@@ -358,6 +366,7 @@ def write_one(
                             raise ShardError(f"{file}: the job {job.key} made a sample with the key {made.key}.")
                         tar.write({"__key__": made.key, "meta.json": meta, **made.members})
                         classes[made.record.label] += 1
+                        tags.update(made.record.tags)
                         count += 1
                         units += len(made.record.scored)
                         seconds += sum(a.duration for a in made.record.audios)
@@ -378,6 +387,7 @@ def write_one(
             units=units,
             plan=fingerprint(jobs),
             classes=classes,
+            tags=tags,
             skipped=skipped,
             found=found,
             seconds=round(seconds, 3),

@@ -14,8 +14,18 @@ from torch.utils.data import DataLoader
 
 from avloc.data.indexed import EvalSet
 from avloc.data.items import collate
-from avloc.data.stored import Features, FeatureStore, Storable, StoreError, made_by, store_name, stored_folder
+from avloc.data.stored import (
+    Features,
+    FeatureStore,
+    Storable,
+    StoreError,
+    StoreWriter,
+    made_by,
+    store_name,
+    stored_folder,
+)
 from avloc.data.stream import loader_options
+from avloc.files import one_at_a_time
 
 __all__ = ["StoreReport", "store_features"]
 
@@ -74,6 +84,21 @@ def store_features(
     data = EvalSet(index, method.input_spec, truth_size=None, sound="silence", allow_missing=2**62)
     key = method.cache_key()
     writer = FeatureStore.write(stored_folder(index, name or store_name(method)), key, made_by(method))
+    with one_at_a_time(writer.folder / f".{part}-of-{num_parts}.lock", str(writer.folder)):
+        return store_rest(method, data, writer, batch_size, workers, progress, num_parts, part)
+
+
+def store_rest(
+    method: Storable,
+    data: EvalSet,
+    writer: StoreWriter,
+    batch_size: int,
+    workers: int,
+    progress: Callable[[int, int], None],
+    num_parts: int,
+    part: int,
+) -> StoreReport:
+    """`store_features` of what is not there yet."""
     shards = data.index.shards
     units: dict[int, list[int]] = {n: [] for n in range(part, len(shards), num_parts)}
     for i, (record, _, condition) in enumerate(data.units):

@@ -40,6 +40,7 @@ from avloc.data.index import Index, remote
 from avloc.data.items import evened
 from avloc.data.schema import SampleError
 from avloc.data.shards import write_json
+from avloc.files import part_of, sweep
 from avloc.types import AVBatch, InputSpec
 
 __all__ = [
@@ -371,6 +372,7 @@ class PartWriter:
         self.arrays: dict[str, tuple[np.dtype[Any], tuple[int, ...] | None]] = {}
         self.lengths: dict[str, list[int]] = {}  # of rows of varying length
         self._files: dict[str, BinaryIO] = {}
+        self._temporary: dict[str, Path] = {}
 
     def add(self, keys: Sequence[str], features: Features) -> None:
         """Append rows.
@@ -396,7 +398,8 @@ class PartWriter:
         try:
             for name, r in rows.items():
                 if name not in self._files:
-                    self._files[name] = self._temporary(name).open("wb")
+                    self._temporary[name] = part_of(self.folder / part_file(self.number, f"{name}.npy"))
+                    self._files[name] = self._temporary[name].open("wb")
                     self._files[name].write(header(r.dtype, (0, *r.shape[1:])))
                 self._files[name].write(r.tobytes())
         except OSError as e:
@@ -410,8 +413,7 @@ class PartWriter:
         self.skipped.append(key)
 
     def __enter__(self) -> PartWriter:
-        for stale in self.folder.glob(f".tmp-{part_file(self.number, '')}*"):
-            stale.unlink()  # of a writer that was killed
+        sweep(self.folder, part_file(self.number, ""), "*")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -423,7 +425,7 @@ class PartWriter:
         finally:
             for name, file in self._files.items():
                 file.close()
-                self._temporary(name).unlink(missing_ok=True)
+                self._temporary[name].unlink(missing_ok=True)
 
     def _finish(self) -> None:
         self._note.unlink(missing_ok=True)  # while files change, the part is not there
@@ -435,7 +437,7 @@ class PartWriter:
             file.write(header(dtype, (sum(self.lengths[name]),) if shape is None else (len(self.keys), *shape)))
             file.flush()
             os.fsync(file.fileno())
-            self._temporary(name).replace(self.folder / part_file(self.number, f"{name}.npy"))
+            self._temporary[name].replace(self.folder / part_file(self.number, f"{name}.npy"))
             about[name] = {"dtype": str(dtype), "shape": shape, "bytes": length} | (
                 {"lengths": self.lengths[name]} if shape is None else {}
             )
@@ -444,9 +446,6 @@ class PartWriter:
     @property
     def _note(self) -> Path:
         return self.folder / part_file(self.number, "json")
-
-    def _temporary(self, name: str) -> Path:
-        return self.folder / f".tmp-{part_file(self.number, name)}-{os.getpid()}"
 
 
 def open_features(method: Storable, index: Index, name: str | None = None, key: str | None = None) -> FeatureStore:

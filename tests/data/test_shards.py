@@ -4,8 +4,11 @@ import errno
 import hashlib
 import io
 import json
+import multiprocessing
 import tarfile
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import webdataset
@@ -13,7 +16,10 @@ import webdataset
 from avloc.data.index import ShardError, read_index, read_shard, verify
 from avloc.data.schema import Sample, SampleError, SchemaError
 from avloc.data.shards import Job, ShardWriter, Skipped, write_shards
+from avloc.files import HOST
 from tests.data.make import clip, duet, sample, toy_set
+
+NOBODY = 2**22 + 1  # no process has that number
 
 
 def keys(path: Path) -> list[str]:
@@ -94,12 +100,48 @@ def test_a_half_shard_of_a_power_cut_is_written_again(tmp_path: Path) -> None:
     tar = path.parent / "toy-train-000001.tar"
     whole = tar.read_bytes()
     tar.write_bytes(whole[:1000])
-    (path.parent / ".tmp-toy-train-000001.tar-99").write_bytes(b"half")
+    (path.parent / f".tmp-toy-train-000001.tar-{HOST}-{NOBODY}-0123abcd").write_bytes(b"half")
     made: list[str] = []
     write_shards(path.parent, "toy", "train", jobs(6, made), records_per_shard=3)
     assert len(made) == 3
     assert tar.read_bytes() == whole
     assert not list(path.parent.glob(".tmp-*"))
+
+
+def write_slowly(folder: Path, begun: Any, splits: int) -> None:
+    """A set of 9 in three shards, by one process or by the first of two that share it."""
+
+    def slow(job: Job) -> Job:
+        def made() -> Sample | None:
+            begun.set()
+            time.sleep(0.05)
+            return job.make()
+
+        return Job(job.key, made)
+
+    todo = [slow(job) for job in jobs(9)]
+    write_shards(folder, "toy", "train", todo, records_per_shard=3, num_parts=splits, part=0)
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_two_at_once_delete_nothing_of_each_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, splits: int
+) -> None:
+    """Who writes the same waits; who writes it in other parts makes the same files."""
+    fork = multiprocessing.get_context("fork")
+    begun, folder, made = fork.Event(), tmp_path / "toy", []
+    other = fork.Process(target=write_slowly, args=(folder, begun, splits))
+    other.start()
+    assert begun.wait(20)
+    report = write_shards(folder, "toy", "train", jobs(9, made), records_per_shard=3)
+    other.join(20)
+    assert other.exitcode == 0
+    assert ("toy-train is being written by another process: waiting" in caplog.text) == (splits == 1)
+    assert len(made) == (0 if splits == 1 else 9)
+    assert report.index
+    assert report.index.read_text() == toy_set(tmp_path / "straight", 9, per_shard=3).read_text()
+    verify(read_index(report.index))
+    assert not list(folder.glob(".tmp-*"))
 
 
 def test_another_plan_never_writes_over_finished_shards(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ import errno
 import hashlib
 import json
 import logging
+import multiprocessing
 import pickle
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from avloc.data.schema import Sample, SampleError
 from avloc.data.store import store_features
 from avloc.data.stored import FeatureStore, Storable, StoreError, StoreWriter, made_by, open_features, stored_folder
 from avloc.data.stream import ResumableLoader, TrainStream
+from avloc.files import HOST
 from avloc.types import AVBatch, InputSpec
 from avloc.weights import WeightFile
 from tests.data.make import SPEC, clip, number, robust, sample, toy_set
@@ -184,7 +187,7 @@ def test_an_interrupted_run_keeps_whole_parts_and_goes_on(tmp_path: Path, monkey
     with pytest.raises(StoreError, match=r"is incomplete: 2 of 3 parts are missing .*000001.json.*goes on from there"):
         open_features(first, read_index(path))
     assert not first.seen[3:]
-    (folder / f".tmp-{1:06d}.grey-99").write_bytes(b"half, of a writer that was killed")
+    (folder / f".tmp-{1:06d}.grey.npy-{HOST}-{2**22 + 1}-0123abcd").write_bytes(b"half, of a writer that was killed")
     (folder / "000001.grey.npy").write_bytes(b"whole, of one that was killed before its JSON")
     report = store_features(second, path, batch_size=4)
     assert (report.units, report.kept) == (12, 6)
@@ -201,8 +204,36 @@ def test_several_processes_share_the_shards(tmp_path: Path) -> None:
     check_rows(open_features(Grey(), read_index(path)), names())
     straight = clips(tmp_path / "b")
     folder = store_features(Grey(), straight).folder
-    for file in folder.iterdir():
+    for file in folder.glob("0*.[jn]*"):
         assert file.read_bytes() == (reports[0].folder / file.name).read_bytes()
+
+
+def store_slowly(path: Path, begun: Any, splits: int) -> None:
+    class Slow(Grey):
+        def frozen(self, batch: AVBatch) -> Mapping[str, Tensor]:
+            begun.set()
+            time.sleep(0.1)
+            return super().frozen(batch)
+
+    store_features(Slow(), path, "grey", batch_size=4, num_parts=splits)
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_two_at_once_delete_nothing_of_each_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, splits: int
+) -> None:
+    path, fork = clips(tmp_path), multiprocessing.get_context("fork")
+    begun = fork.Event()
+    other = fork.Process(target=store_slowly, args=(path, begun, splits))
+    other.start()
+    assert begun.wait(20)
+    report = store_features(Grey(), path, batch_size=4)
+    other.join(20)
+    assert other.exitcode == 0
+    assert ("is being written by another process: waiting" in caplog.text) == (splits == 1)
+    assert report.units == (0 if splits == 1 else 18)
+    check_rows(open_features(Grey(), read_index(path)), names())
+    assert not list(report.folder.glob(".tmp*"))
 
 
 def test_other_weights_are_stale_and_named(tmp_path: Path) -> None:

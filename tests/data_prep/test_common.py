@@ -66,6 +66,21 @@ def test_a_plan_is_written_with_its_report(media: Path, tmp_path: Path, capsys: 
     assert list(folder.glob("skipped-test-001.csv"))
 
 
+@pytest.mark.parametrize("how", ["again", "killed", "in parts"])
+def test_a_conversion_that_goes_on_keeps_what_it_counted(media: Path, tmp_path: Path, how: str) -> None:
+    """The dark record may lie in a shard that another run, or another part, wrote."""
+    small = ("--records-per-shard", "1")
+    if how == "in parts":
+        assert sorted(run(media, tmp_path, *small, "--num-parts", "3", "--part", str(p)) for p in range(3))[0] == 0
+    else:
+        assert run(media, tmp_path, *small) == 0
+        if how == "killed":  # before the last shard and the index
+            (tmp_path / "toy" / "toy-test.json").unlink()
+            sorted((tmp_path / "toy" / ".parts").glob("toy-test-0*.json"))[-1].unlink()
+        assert run(media, tmp_path, *small) == 0
+    assert notes(tmp_path / "toy") == ["a fix", "1 records are dark"]
+
+
 def test_a_dry_run_writes_nothing(media: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert run(media, tmp_path / "out", "--dry-run") == 0
     assert not (tmp_path / "out").exists()
