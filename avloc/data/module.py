@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import warnings
@@ -375,5 +376,10 @@ def named_split(name: str, split: str) -> tuple[str, str]:
 
 
 def converter(dataset: str) -> str:
-    """Name of the module of ``data_prep`` that writes a set; training lists of VGGSound are named by their user."""
-    return "vggsound" if dataset.startswith("vggsound") else CONVERTERS.get(dataset, dataset)
+    """Name of the module of ``data_prep`` that writes a set; training lists of VGGSound are named by their user, and so
+    are sets of a user's own media, of which no module speaks."""
+    if dataset.startswith("vggsound"):
+        return "vggsound"
+    name = CONVERTERS.get(dataset, dataset)
+    known = name.isidentifier() and importlib.util.find_spec(f"data_prep.{name}")
+    return name if known else "folder"
