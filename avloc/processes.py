@@ -11,9 +11,11 @@ import time
 from collections.abc import Iterator
 from multiprocessing.connection import wait
 
-__all__ = ["GRACE", "TERMINATED", "end_with_my_parent", "end_with_parent", "name_to_children"]
+__all__ = ["GRACE", "STARTED_BY", "TERMINATED", "end_with_my_parent", "end_with_parent", "name_to_children"]
 
 PARENT = "AVLOC_PARENT"
+STARTED_BY = "AVLOC_STARTED_BY"
+"""Which `avloc train` started a run: two that train one experiment at once tell theirs by it."""
 TERMINATED = 143
 """Exit code of what a signal ended: 128 and SIGTERM's number, as shells say."""
 GRACE = float(os.environ.get("AVLOC_GRACE", "60"))

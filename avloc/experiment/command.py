@@ -20,7 +20,7 @@ from avloc import RUNS
 from avloc.errors import UsageError
 from avloc.names import complete_experiment, find_config, newest, settings_in, with_found_configs
 from avloc.names import words as words_argument
-from avloc.processes import name_to_children
+from avloc.processes import STARTED_BY, name_to_children
 
 __all__ = [
     "KEYS",
@@ -36,9 +36,6 @@ __all__ = [
     "validate",
     "weights",
 ]
-
-STARTED_BY = "AVLOC_STARTED_BY"
-"""Which `avloc train` started a run: two that train one experiment at once tell theirs by it."""
 
 PASSES_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Settings of a command whose options are LightningCLI's."""

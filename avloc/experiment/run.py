@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
+import os
 import re
 import sys
 import warnings
@@ -40,12 +42,12 @@ from avloc.methods.base import Localizer
 from avloc.methods.checkpoint import read_checkpoint
 from avloc.methods.load import load_method
 from avloc.names import settings_in
-from avloc.processes import end_with_my_parent, name_to_children
+from avloc.processes import STARTED_BY, end_with_my_parent, name_to_children
 from avloc.report.pictures import Panels
 from avloc.report.predictions import Predictions
 from avloc.report.provenance import Provenance
 from avloc.report.published import Reference
-from avloc.report.telemetry import Throughput, default_loggers
+from avloc.report.telemetry import Throughput, default_loggers, run_folder
 
 __all__ = ["ExperimentCLI", "instantiate", "instantiate_method", "model_settings"]
 
@@ -60,12 +62,23 @@ NOT_BAREBONES = (
 )
 """What a YAML may say of a run, and Lightning refuses in its barebones mode, which does without."""
 
-# Warnings about what is meant to be so: arguments are rewritten before parsing, frozen towers stay in eval mode.
+# Warnings about what is meant to be so: arguments are rewritten before parsing, frozen towers stay in eval mode, and a
+# run's folder is made before its log, which is kept when the run goes on (`OwnFolder`).
 EXPECTED = (
+    ".*Experiment logs directory .* exists and is not empty.*",
     ".*LightningCLI's args parameter is intended.*",
     ".*in eval mode at the start of training.*",
     ".*LeafSpec.*",
 )
+
+
+SAYS_NOTHING = "💡 Tip"
+"""How Lightning's advice begins to install its other packages, for which it has no switch."""
+
+
+def of_use(record: logging.LogRecord) -> bool:
+    """Whether a line of Lightning's log is about the run."""
+    return not record.getMessage().startswith(SAYS_NOTHING)
 
 
 class ExperimentCLI(LightningCLI):
@@ -88,6 +101,7 @@ class ExperimentCLI(LightningCLI):
         torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it
         for message in EXPECTED:
             warnings.filterwarnings("ignore", message)
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(of_use)
         strict = {"allow_abbrev": False}
         cls.asked = args[0]
         end_with_my_parent()
@@ -106,7 +120,13 @@ class ExperimentCLI(LightningCLI):
                     auto_configure_optimizers=False,
                     parser_kwargs={**strict, cls.asked: strict},
                     save_config_kwargs={"overwrite": True},
-                    trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
+                    # No summary: its modules are the method's parts, its FLOPs those of an example that no method
+                    # has; parameters and the cost of an answer are told by `Provenance`.
+                    trainer_defaults={
+                        "use_distributed_sampler": False,
+                        "log_every_n_steps": 10,
+                        "enable_model_summary": False,
+                    },
                 )
         except SIGTERMException as e:  # which would end as if all had gone well
             raise SystemExit(preemption.exit_code) from e
@@ -128,6 +148,13 @@ class ExperimentCLI(LightningCLI):
         # Lightning would let the checkpoint's hyper-parameters overrule the YAML without a word, even with another
         # method's. Here the YAML stands, and Localizer.on_load_checkpoint refuses what does not fit it.
         return
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        # Lightning's table of every number cuts their names; `after_test` and `after_validate` print what counts.
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test"):
+            parser.set_defaults({"verbose": False})
+        return parser
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # Nothing is unpickled, checkpoints included.
@@ -261,7 +288,24 @@ class ExperimentCLI(LightningCLI):
             model = self.model
             if best and model.learned_keys() - read_checkpoint(Path(best))["state_dict"].keys():
                 model = load_method(Path(best), "cpu")  # of before layers were trained that had been as their file
-            self.trainer.test(model, self.datamodule, ckpt_path=best or None, weights_only=True)
+            self.trainer.test(model, self.datamodule, ckpt_path=best or None, weights_only=True, verbose=False)
+            self.after_test()
+
+    def after_test(self) -> None:
+        """Print each set's headline numbers beside the controls; all of them are in ``results.json``."""
+        folder = run_folder(self.trainer)
+        if STARTED_BY in os.environ:  # `avloc train` prints the report
+            return
+        if self.trainer.is_global_zero and (folder / "results.json").is_file():
+            from avloc.report.tables import report
+
+            report([folder], intervals=False)
+            print(f"  every number: {folder / 'results.json'}; intervals and published rows: avloc report {folder}")
+
+    def after_validate(self) -> None:
+        if self.trainer.is_global_zero:
+            told = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+            print("\n".join(f"{name:{max(map(len, told))}}  {told[name]:.4f}" for name in sorted(told)))
 
 
 def dumped(cli: ExperimentCLI) -> str:

@@ -18,6 +18,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from torch.utils.flop_counter import FlopCounterMode
 
 from avloc.methods.base import Localizer, global_seed
+from avloc.processes import STARTED_BY
 from avloc.report.published import Reference
 from avloc.report.telemetry import run_folder, write_json
 from avloc.types import AVBatch
@@ -96,7 +97,7 @@ class Provenance(Callback):
             "processes": trainer.world_size,
             "precision": str(trainer.precision),
             "config": configuration(trainer),
-            "started_by": os.environ.get("AVLOC_STARTED_BY"),
+            "started_by": os.environ.get(STARTED_BY),
         }
         print(parameter_line(pl_module))
         for logger in trainer.loggers:

@@ -63,7 +63,10 @@ def default_loggers(
     options: dict[str, Any] = {"name": name, "save_dir": save_dir, "project": "avloc", "mode": mode}
     if wandb_id:
         options |= {"version": wandb_id, "resume": "allow"}
-    return [log or CSVLogger(save_dir, name=name), WandbLogger(offline=offline, **options)]
+    wandb = WandbLogger(offline=offline, **options)
+    # Lightning passes a setting on that newer releases of W&B warn of, whatever its value.
+    getattr(wandb, "_wandb_init", {}).pop("anonymous", None)
+    return [log or CSVLogger(save_dir, name=name), wandb]
 
 
 class Throughput(Callback):
