@@ -106,7 +106,10 @@ def standardise(x: Tensor, eps: float, statistics: Statistics) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """The spectrogram, which the official files list inside the network, and a ResNet of one input channel."""
+    """The spectrogram, which the official files list inside the network, and a ResNet of one input channel.
+
+    Of torchvision's blocks: its own ``ResNet`` has three channels and a stem of 64, and timm's draws other weights.
+    """
 
     def __init__(self, config: Wav2CLIPConfig) -> None:
         super().__init__()

@@ -33,7 +33,10 @@ def rank_and_world() -> tuple[int, int]:
 
 
 class _GatherRows(torch.autograd.Function):
-    """All ranks' rows; backward sums over ranks what each of them derived for this rank's rows."""
+    """All ranks' rows; backward sums over ranks what each of them derived for this rank's rows.
+
+    torch's own, ``torch.distributed.nn.functional.all_gather``, is deprecated since 2.15 for a private module.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

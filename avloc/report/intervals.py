@@ -2,8 +2,9 @@
 
 Most published numbers are means of one score a sample: a success rate of 0 or 1, an AUC of the area that the sample
 contributes, a mIoU of the frame's IoU. All are written as a ratio of sums, ``sum of scores / sum of weights``, so a
-thousand resamples are one matrix product. Samples that are not independent (the frames of a clip, the members of an
-interactive group) are drawn together. Percentile intervals (Efron, 1979), 95 %, fixed seed.
+thousand resamples are one matrix product (`scipy.stats.bootstrap` would draw them anew for each number and knows no
+clusters). Samples that are not independent (the frames of a clip, the members of an interactive group) are drawn
+together. Percentile intervals (Efron, 1979), 95 %, fixed seed.
 
 Over several seeds of a method (`over_seeds`) both are drawn with replacement, the seeds and the samples, and every
 drawn seed is scored on the same drawn samples. It assumes that the seeds are independent draws of a training run, and

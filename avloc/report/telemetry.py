@@ -72,7 +72,9 @@ def default_loggers(
 class Throughput(Callback):
     """Logs ``time/samples_per_s`` over all processes, ``memory/gpu_peak_gb`` and ``lr`` while training.
 
-    Speed is a mean over ``log_every_n_steps`` batches, with their loading and without validation.
+    Speed is a mean over ``log_every_n_steps`` batches, with their loading and without validation. Lightning's
+    ``LearningRateMonitor`` refuses a trainer without a logger, and it and ``ThroughputMonitor`` name their numbers
+    after the optimiser and the device, so that curves of two methods would not lie over each other.
     """
 
     def __init__(self) -> None:

@@ -171,7 +171,7 @@ class DenseAV(Localizer):
         """Each parameter's gradient by itself, as released, before what the trainer is asked for."""
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if self.clip is not None and grads:
-            norms = torch._foreach_norm(grads)
+            norms = torch._foreach_norm(grads)  # one kernel for all; torch has no public name for it
             torch._foreach_mul_(grads, [(self.clip / (n + 1e-6)).clamp(max=1.0) for n in norms])
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
