@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +33,9 @@ __all__ = [
     "make_truth",
     "sample_rng",
 ]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass
@@ -118,6 +122,23 @@ def _sound(sample: Sample, audio: Audio, spec: InputSpec) -> Floats:
     return decode_audio(sample.member(audio.member), name, spec.sample_rate, audio.duration)
 
 
+def within_memory(make: Callable[Concatenate[Sample, P], T]) -> Callable[Concatenate[Sample, P], T]:
+    """A sample that takes more memory than there is is a broken one."""
+
+    @wraps(make)
+    def told(sample: Sample, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return make(sample, *args, **kwargs)
+        except MemoryError as e:
+            why = f" ({e})" if str(e) else ""
+            raise SampleError(
+                f"{sample.key} takes more memory than there is{why}. Leave it out of the shards, or use fewer workers."
+            ) from e
+
+    return told
+
+
+@within_memory
 def make_item(
     sample: Sample,
     spec: InputSpec,
@@ -189,6 +210,7 @@ def make_item(
     )
 
 
+@within_memory
 def make_truth(sample: Sample, spec: InputSpec, frame: int, size: Grid) -> Floats | None:
     """The ``truth`` of a unit as `make_item` gives it for evaluation, without decoding picture and sound.
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from avloc.data import items
 from avloc.data.items import collate, make_item, make_sound, make_truth, sample_rng
 from avloc.data.schema import Audio, Frame, Negative, SampleError
 from avloc.data.views import fit_image
@@ -35,6 +36,19 @@ def test_a_record_without_a_picture_is_refused() -> None:
     x.record.frames = []
     with pytest.raises(SampleError, match="no frame"):
         make_item(x, SPEC)
+
+
+@pytest.mark.parametrize("what", ["decode_image", "decode_audio", "truth_maps"])
+def test_a_sample_beyond_the_memory_is_a_broken_one(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    monkeypatch.setattr(items, what, full)
+    with pytest.raises(SampleError, match=r"toy__s0003 takes more memory than there is \(Unable to"):
+        make_item(sample(3), SPEC, truth_size=8)
+    if what == "truth_maps":
+        with pytest.raises(SampleError, match="toy__s0003 takes more memory"):
+            make_truth(sample(3), SPEC, 0, 8)
 
 
 def test_several_frames_are_stacked_and_cropped_alike() -> None:

@@ -47,6 +47,21 @@ def test_damaged_list_is_named(tmp_path, text):
         read_kept(tmp_path)
 
 
+@pytest.mark.parametrize("member", ["picture", "sound", "true", "heat"])
+@pytest.mark.parametrize(
+    "name", ["{out}/secret.jpg", "../../out/secret.jpg", "link.jpg", "linked/secret.jpg", "a\0.jpg"]
+)
+def test_a_strangers_list_shows_nothing_from_elsewhere(tmp_path, member, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "secret.jpg").write_bytes(b"secret")
+    kept(tmp_path / "run", {"k0": 0.5}, **{member: name.format(out=out)})
+    (tmp_path / "run" / "panels" / "link.jpg").symlink_to(out / "secret.jpg")
+    (tmp_path / "run" / "panels" / "linked").symlink_to(out)
+    with pytest.raises(ResultsError, match="is no file of its folder"):
+        read_kept(tmp_path / "run")
+
+
 def test_a_run_without_pictures_has_no_gallery(tmp_path):
     assert entries("vggss", [run(tmp_path)]) == []
 

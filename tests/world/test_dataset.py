@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import multiprocessing
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from avloc.data.index import read_index
+from avloc.data.index import read_index, verify
 from avloc.data.schema import Sample
 from avloc.world import SPLITS, ensure, write_world
 from avloc.world.dataset import duet_sample, samples
@@ -369,3 +370,18 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
 def test_unknown_split_is_named(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match=r"no split 'sinlge'.*single"):
         ensure(tmp_path, "sinlge")
+
+
+def test_nodes_that_write_it_at_once_on_a_shared_disk_write_it_once(tmp_path: Path) -> None:
+    """`prepare_data` runs on every node."""
+    fork = multiprocessing.get_context("fork")
+    nodes = [fork.Process(target=write_world, args=(tmp_path / "shared", "val", 8)) for _ in range(3)]
+    for node in nodes:
+        node.start()
+    for node in nodes:
+        node.join(60)
+    assert [node.exitcode for node in nodes] == [0, 0, 0]
+    alone = write_world(tmp_path / "alone", "val", 8)
+    assert (tmp_path / "shared" / alone.name).read_bytes() == alone.read_bytes()
+    verify(read_index(tmp_path / "shared" / alone.name))
+    assert not list((tmp_path / "shared").glob(".tmp-*"))
