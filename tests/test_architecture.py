@@ -6,7 +6,7 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,11 @@ from PIL import Image
 
 from avloc import cli
 from avloc.data.module import AVDataModule
-from avloc.data.schema import Sample
-from avloc.data.shards import Job, Skipped, make
 from avloc.evaluation.benchmarks import BENCHMARKS
 from avloc.evaluation.evaluator import Evaluator
 from avloc.evaluation.protocols import PROTOCOLS
 from data_prep import common
+from tests.data_prep.little import InThisProcess
 
 PAGE = (Path(__file__).resolve().parents[1] / "ARCHITECTURE.md").read_text()
 FILES = dict(re.findall(r"^`([\w.]+)`\n\n```(?:python|yaml)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
@@ -60,19 +59,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         sys.modules.pop(name, None)
     PROTOCOLS.pop("pointing/peak", None)
     BENCHMARKS.pop("garden", None)
-
-
-class InThisProcess:
-    """Stands in for the converters' pool: no process is started."""
-
-    def __init__(self, processes: int) -> None:
-        pass
-
-    def __call__(self, jobs: Sequence[Job]) -> Iterator[Sample | Skipped]:
-        return map(make, jobs)
-
-    def close(self) -> None:
-        pass
 
 
 def check(results: dict[str, Any]) -> None:

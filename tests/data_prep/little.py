@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,24 @@ import pytest
 import soundfile
 from PIL import Image
 
+from avloc.data.schema import Sample
+from avloc.data.shards import Job, Skipped, make
+
 ANNOTATIONS = Path(__file__).parents[2] / ".." / "shared" / "annotations"
 needs_annotations = pytest.mark.skipif(not ANNOTATIONS.is_dir(), reason="the annotation files of the sets are not here")
+
+
+class InThisProcess:
+    """Stands in for the converters' pool: no process is started."""
+
+    def __init__(self, processes: int) -> None:
+        pass
+
+    def __call__(self, jobs: Sequence[Job]) -> Iterator[Sample | Skipped]:
+        return map(make, jobs)
+
+    def close(self) -> None:
+        pass
 
 
 def write_picture(path: Path, value: int = 100, size: tuple[int, int] = (32, 24)) -> Path:

@@ -157,7 +157,7 @@ def test_partners_are_drawn_uniformly_and_alike_for_everybody() -> None:
     drawn = draw_mixtures(singles, 3, seed=1)
     assert drawn == draw_mixtures(singles, 3, seed=1)
     assert drawn != draw_mixtures(singles, 3, seed=2)
-    many = [draw_mixtures(singles, 3, seed)[7] for seed in range(3000)]
+    many = [m for seed in range(150) for m in draw_mixtures(singles, 3, seed)[:20]]
     second = Counter(m.ids[1] for m in many)
     assert not any(f"clip{i}" in second for i in range(20))  # of its own class
     # 80 clips, 37.5 times each: five standard deviations are 30.4

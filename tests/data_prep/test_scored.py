@@ -28,6 +28,7 @@ from avloc.evaluation.evaluator import Evaluator
 from avloc.evaluation.protocols import protocol
 from avloc.methods.baselines.controls import CentreBox
 from avloc.report.tables import report
+from data_prep import common
 from tests.data.clips import write_clip
 from tests.data_prep import (
     test_ade20k,
@@ -43,7 +44,7 @@ from tests.data_prep import (
     test_vggss_sub,
     test_vpo,
 )
-from tests.data_prep.little import write_sound
+from tests.data_prep.little import InThisProcess, write_sound
 
 NAMES = [name for name in BENCHMARKS if not name.startswith("world")]
 SPLITS = ["avs_s4:train", "avs_v3:train"]
@@ -151,8 +152,10 @@ CONVERTED: set[str] = {"vggsound"}  # that one in `test_the_command_line`
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out, source = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("source")
-    for name, options in conversions(source):
-        convert(name, out, options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "Pool", InThisProcess)
+        for name, options in conversions(source):
+            convert(name, out, options)
     return out
 
 
