@@ -253,6 +253,16 @@ class Count(Fields):
     trainable: Annotated[int, Field(ge=0, le=2**53)]
 
 
+class Reproduced(Fields, extra="forbid"):
+    """Where a published row stands: `avloc.report.published.Reference`."""
+
+    paper: str
+    table: str
+    method: str
+    variant: str | None = None
+    ogl: bool = False
+
+
 class About(Fields):
     """``run.json``: `avloc.report.provenance.Provenance` says what else there is."""
 
@@ -260,7 +270,7 @@ class About(Fields):
     seed: int | None = None
     seeds: list[int | None] = Field(default_factory=list)
     method: str = ""
-    reproduces: dict[str, Any] | None = None
+    reproduces: Reproduced | None = None
     git: dict[str, str | bool | None] | None = None
     packages: dict[str, Any] | None = None
     weights: dict[str, Any] | None = None
