@@ -15,6 +15,8 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
+from avloc.processes import alive
+
 __all__ = ["WriteError", "complete", "one_at_a_time", "part_of", "sweep", "write_whole"]
 
 log = logging.getLogger(__name__)
@@ -89,7 +91,7 @@ def sweep(folder: Path, name: str, more: str = "") -> None:
         for left in folder.glob(f".tmp-{escape(name)}{more}-????????-*-????????"):
             *_, host, process, _ = left.name.split("-")
             if host == HOST and process.isdecimal():
-                dead = not is_alive(int(process))
+                dead = not alive(int(process))
             else:
                 dead = left.stat().st_mtime < time.time() - ABANDONED
             if dead:
@@ -119,16 +121,6 @@ def one_at_a_time(lock: Path, what: str) -> Iterator[None]:
     finally:
         if held:
             own.release()
-
-
-def is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
 
 
 def write_whole(path: Path, content: str | bytes, durable: bool = True) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from multiprocessing.connection import wait
 
-__all__ = ["GRACE", "STARTED_BY", "TERMINATED", "end_with_my_parent", "end_with_parent", "name_to_children"]
+__all__ = ["GRACE", "STARTED_BY", "TERMINATED", "alive", "end_with_my_parent", "end_with_parent", "name_to_children"]
 
 PARENT = "AVLOC_PARENT"
 STARTED_BY = "AVLOC_STARTED_BY"
@@ -58,6 +58,7 @@ def follow(parent: int) -> None:
 
 
 def alive(process: int) -> bool:
+    """Whether a process of this machine lives, whoever's it is."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
