@@ -101,7 +101,7 @@ def names_of(index: Index, progress: Callable[[int], None] = lambda n: None) -> 
     """Read the keys and ids of all shards.
 
     Raises:
-        ShardError: a shard cannot be read.
+        ShardError: a shard cannot be read, or holds another number of records than the index promises.
     """
     shards: list[list[str]] = []
     by_id: dict[str, str] = {}
@@ -113,6 +113,11 @@ def names_of(index: Index, progress: Callable[[int], None] = lambda n: None) -> 
                 by_id[Record.from_json(meta).id] = key
             except SchemaError:
                 continue
+        if len(keys) != (promised := index.shards[number].count):
+            raise ShardError(
+                f"{index.locate(number)} holds {len(keys)} records, its index promises {promised}. Get or write this "
+                "shard again."
+            )
         shards.append(keys)
         progress(len(keys))
     return Names(shards, by_id)
@@ -127,7 +132,9 @@ def metas_of(url: str) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(url, "r:") as tar:
             for info in members(tar, url, Path(url).stat().st_size):
-                key, _, member = info.name.removeprefix("./").partition(".")
+                key, dot, member = info.name.removeprefix("./").partition(".")
+                if not key or not dot:
+                    continue
                 found.setdefault(key, b"")
                 if member == "meta.json" and (f := tar.extractfile(info)):
                     found[key] = f.read()

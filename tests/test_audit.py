@@ -309,6 +309,7 @@ def test_report_says_what_stays(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("latin.csv", b"aaaaaaaaaaA_000001,caf\xe9\n", "line 1"),
         ("shard.tar", b"meta.json\0\0", "is not text"),
         ("cut.json", b'[{"file": "aaa', "is not"),
+        ("index.json", b'x{"shards": [\n{"file": "a.tar"}]}\n', "is not"),
         ("labels.json", b'{"background": 1}', "no list of annotations"),
         ("boxes.json", b'[{"bbox": [1, 2]}]', "entry 0"),
         ("empty.json", b"[]", "holds no ids"),

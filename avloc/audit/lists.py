@@ -203,7 +203,8 @@ def read_list(path: Path, split: str) -> Listing:
         raise AuditError(f"{path} does not exist. {FORMATS}") from None
     except OSError as e:
         raise AuditError(f"{path} cannot be read ({e}). Check its permissions.") from e
-    is_json = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{")
+    # A damaged one is no list of ids, line by line.
+    is_json = path.suffix.lower() == ".json" or data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{")
     listing = read_json(path, data) if is_json else read_text(path, data, split)
     if not listing.rows:
         raise AuditError(f"{path} holds no ids. {FORMATS}")
@@ -217,7 +218,7 @@ def read_json(path: Path, data: bytes) -> Listing:
     try:
         content = parsed_json(data)
     except ValueError as e:
-        raise AuditError(f"{path} begins like JSON, but is not ({e}). Get it from its source again.") from e
+        raise AuditError(f"{path} should be JSON, but is not ({e}). Get it from its source again.") from e
     if isinstance(content, dict) and "shards" in content:
         return Listing(path, read_records(path))
     if isinstance(content, dict) and isinstance(content.get("videos"), dict):

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,13 +24,14 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
-from avloc.data.index import read_index
+from avloc.data.index import ShardError, read_index
 from avloc.data.indexed import EvalSet
 from avloc.data.phrases import phrases_path
 from avloc.types import InputSpec
 from avloc.weights import WeightError
 from avloc.world import write_world
 from data_prep.object_phrases import COLUMNS, PROMPT_VERSION, Journal, clean, main, request
+from data_prep.phrase_files import names_of
 from data_prep.phrase_models import ChatModel, ChatServer, MediaCaptioner, ServerError
 from tests.data.make import sample, toy_set
 from tests.data_prep import phrase_models as tiny
@@ -537,3 +539,17 @@ def test_broken_media_cost_their_clip_only(models: dict[str, Path], tmp_path: Pa
     main(args)
     assert rows(phrases_path(str(index), "image"))["toy__s0001"]["image_caption"]
     assert journal.read_text().count("\n") == before + 1
+
+
+@pytest.mark.parametrize("scheme", ["", "pipe:cat "])
+def test_a_shard_that_lost_records_is_told(tmp_path: Path, scheme: str) -> None:
+    index = toy_set(tmp_path, 6, per_shard=3)
+    shard = index.parent / "toy-train-000001.tar"
+    with tarfile.open(shard) as tar:
+        kept = [(m, tar.extractfile(m)) for m in tar if not m.name.startswith(sorted(tar.getnames())[-1][:10])]
+        with tarfile.open(tmp_path / "fewer.tar", "w") as fewer:
+            for member, content in kept:
+                fewer.addfile(member, content)
+    (tmp_path / "fewer.tar").replace(shard)
+    with pytest.raises(ShardError, match=r"000001\.tar.* holds 2 records, its index promises 3\."):
+        names_of(read_index(f"{scheme}{index}"))
