@@ -51,10 +51,9 @@ def find_config(name: str) -> Path:
         return ours[stem].resolve()
     if stem in ours:
         raise UsageError(f"There is no file {name}. The suite's experiment of that name is meant by -c {stem}.")
-    near = difflib.get_close_matches(stem, ours, n=3) or list(ours)
-    raise UsageError(
-        f"There is no experiment {name!r}. Did you mean {', '.join(near)}? All lie in {experiments_folder()}."
-    )
+    near = difflib.get_close_matches(stem, ours, n=3)
+    meant = f"Did you mean {', '.join(near)}? All" if near else "`avloc experiments` lists those that there are; all"
+    raise UsageError(f"There is no experiment {name!r}. {meant} lie in {experiments_folder()}.")
 
 
 def settings_in(config: Path) -> dict[str, Any]:

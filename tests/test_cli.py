@@ -77,6 +77,9 @@ def test_experiments_are_found_from_any_folder(tmp_path: Path, monkeypatch: pyte
 def test_unknown_experiment_names_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"no experiment 'souple_ctx5'.*souple_ctx4"):
         find_config("souple_ctx5")
+    with pytest.raises(UsageError, match=r"no experiment 'zzz'\. `avloc experiments` lists") as e:
+        find_config("zzz")
+    assert len(str(e.value)) < 300
 
 
 def test_a_file_that_is_not_there_is_not_replaced_by_another(tmp_path: Path) -> None:
