@@ -10,12 +10,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 import yaml
+from lightning.fabric.plugins.environments import SLURMEnvironment
 
+from avloc.experiment.signals import SIGNALS, Preemption
+from avloc.processes import TERMINATED
 from avloc.world import write_world
 from tests.experiment.test_checkpoints import SETTINGS
 
@@ -137,8 +142,35 @@ def test_any_number_of_processes_gives_the_same_digits(here: Path) -> None:
         run = here / "runs" / f"on{world}" / "version_0"
         results = json.loads((run / "results.json").read_text())
         found.append((results["sets"], pd.read_parquet(run / "per_sample.parquet")))
-    assert found[0][0] == found[1][0]
-    pd.testing.assert_frame_equal(found[0][1], found[1][1], check_exact=True)
+    for results, rows in found[1:]:
+        assert results == found[0][0]
+        pd.testing.assert_frame_equal(rows, found[0][1], check_exact=True)
+
+
+@pytest.mark.parametrize(("requeues", "own"), [(True, [signal.SIGTERM]), (False, [signal.SIGTERM, signal.SIGUSR1])])
+def test_slurms_signal_stays_with_who_requeues(monkeypatch: pytest.MonkeyPatch, requeues: bool, own: list[int]) -> None:
+    """A simulated job: SIGUSR1 comes before its time is over."""
+    for name, value in {"NTASKS": "1", "PROCID": "0", "LOCALID": "0", "JOB_ID": "7", "JOB_NAME": "x"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    preemption = Preemption()
+    environment = SLURMEnvironment(auto_requeue=requeues)
+    trainer: Any = SimpleNamespace(
+        strategy=SimpleNamespace(cluster_environment=environment),
+        world_size=1,
+        global_rank=0,
+        state=SimpleNamespace(fn="fit"),
+        _signal_connector=SimpleNamespace(received_sigterm=False),
+    )
+    try:
+        preemption.setup(trainer, None, "fit")  # type: ignore[arg-type]
+        assert [n for n in SIGNALS if signal.getsignal(n) == preemption.ask] == own
+        os.kill(os.getpid(), own[-1])
+        assert within(5, lambda: trainer._signal_connector.received_sigterm)
+        assert preemption.exit_code == TERMINATED == 143
+    finally:
+        preemption.close()
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
 
 
 def rank(process: int, number: int) -> bool:
