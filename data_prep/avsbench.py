@@ -12,7 +12,6 @@ Two layouts are read. The official one: ``Single-source/s4_meta_data.csv`` with 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from avloc.bounds import parsed_json
 from avloc.data.labels import LABEL_SPACES
 from avloc.data.media import PICTURES, SOUNDS
 from avloc.data.schema import Frame, Provenance, Record, Sample, Target, sample_key
@@ -393,7 +393,7 @@ def read_boxes(path: Path) -> dict[tuple[str, int], list[float]]:
     try:
         rows = [
             (name_and_second(Path(r["image"]).stem), [float(v) for v in r["gt_box"]])
-            for r in json.loads(path.read_text())
+            for r in parsed_json(path.read_text())
         ]
         if bad := [name for (name, _), box in rows if len(box) != 4]:
             raise ValueError(f"{bad[0]} has no box of four numbers")

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from avloc.bounds import parsed_json
 from avloc.data.index import UNREADABLE, Index, ShardError, members, read_shard, remote
 from avloc.data.lists import unmatched
 from avloc.data.schema import Record, SchemaError
@@ -55,7 +56,7 @@ class Journal:
         for path in sorted(self.folder.glob(f"{self.name}.*.jsonl")):
             for line in path.read_bytes().split(b"\n")[1:]:
                 try:
-                    unit, text, trouble = json.loads(line)
+                    unit, text, trouble = parsed_json(line)
                 except ValueError:
                     continue  # torn, or being written by another part
                 if unit not in self.rows or not trouble:
@@ -184,7 +185,7 @@ def rows_of(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parsed_json(line)
             except ValueError as e:
                 raise ValueError(f"{path}, line {n} is not JSON ({e}). Write one object per line.") from e
             if not isinstance(row, dict):

@@ -8,7 +8,6 @@ the authors' own: only their stems count, ``<group>_<last token>``.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from avloc.bounds import parsed_json
 from avloc.data.media import MediaError
 from avloc.data.schema import Provenance, Record, Sample, Target, sample_key
 from avloc.data.shards import Job, Skipped
@@ -88,7 +88,7 @@ def read_json(path: Path) -> list[dict]:
         ValueError: something else.
     """
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        rows = parsed_json(path.read_text(encoding="utf-8-sig"))
     except ValueError as e:
         raise ValueError(f"{path} is not JSON ({e}). Get the official file again.") from e
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):

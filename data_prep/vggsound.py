@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -28,6 +27,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
+from avloc.bounds import parsed_json
 from avloc.data.labels import LABEL_SPACES
 from avloc.data.lists import read_lines, unmatched
 from avloc.data.media import (
@@ -109,7 +109,7 @@ def read_boxes(path: Path) -> dict[str, tuple[str, list[list[float]]]]:
     try:
         rows = [
             (clip_id(r["file"]), (r["class"], [list(map(float, b)) for b in r["bbox"]]))
-            for r in json.loads(path.read_text(encoding="utf-8-sig"))
+            for r in parsed_json(path.read_text(encoding="utf-8-sig"))
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as e:  # the last of a number in a name's place
         raise ValueError(f"{path} is not VGG-SS's vggss.json ({type(e).__name__}: {e}). Get it from its page.") from e

@@ -31,7 +31,7 @@ from avloc.types import InputSpec
 from avloc.weights import WeightError
 from avloc.world import write_world
 from data_prep.object_phrases import COLUMNS, PROMPT_VERSION, Journal, clean, main, request
-from data_prep.phrase_files import names_of
+from data_prep.phrase_files import names_of, rows_of
 from data_prep.phrase_models import ChatModel, ChatServer, MediaCaptioner, ServerError
 from tests.data.make import sample, toy_set
 from tests.data_prep import phrase_models as tiny
@@ -553,3 +553,10 @@ def test_a_shard_that_lost_records_is_told(tmp_path: Path, scheme: str) -> None:
     (tmp_path / "fewer.tar").replace(shard)
     with pytest.raises(ShardError, match=r"000001\.tar.* holds 2 records, its index promises 3\."):
         names_of(read_index(f"{scheme}{index}"))
+
+
+def test_a_line_that_is_nested_without_end_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"t\.jsonl, line 1 is not JSON \(it is nested too deeply\)"):
+        list(rows_of(path))

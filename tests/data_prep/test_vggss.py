@@ -137,3 +137,9 @@ def test_the_published_annotations() -> None:
     assert sum("," in label for label in labels) == 19
     ours = read_ids(ANNOTATIONS / "vggss" / "ours_vggss.txt")
     assert len(ours) == len({clip_key(id) for id in ours} & set(boxes)) == 4655
+
+
+def test_boxes_that_are_nested_without_end_are_told(tmp_path: Path) -> None:
+    (tmp_path / "vggss.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"is not VGG-SS's vggss\.json .*nested too deeply"):
+        read_boxes(tmp_path / "vggss.json")

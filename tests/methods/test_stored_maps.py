@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -132,3 +134,14 @@ def test_it_is_scored_like_a_method_and_tells_what_nobody_asked_for(
     assert "holds 1 maps that no tested sample asked for (nobody)" in caplog.text
     found = evaluator.results["sets"]["vggss"]["rows"]["model"]
     assert any(value == 1 for numbers in found.values() for value in numbers.values())  # a perfect cIoU
+
+
+@pytest.mark.parametrize("entry", ["heatmap", "confidence"])
+def test_an_entry_that_is_no_array_is_told(tmp_path: Path, entry: str) -> None:
+    with ZipFile(tmp_path / "k.npz", "w") as content:
+        for name in ("heatmap", "confidence"):
+            data = io.BytesIO()
+            np.save(data, np.zeros((1, 3, 3) if name == "heatmap" else 1, np.float32))
+            content.writestr(f"{name}.npy", b"x" + data.getvalue()[1:] if name == entry else data.getvalue())
+    with pytest.raises(MapsError, match=r"k\.npz cannot be read as a map \(an entry is no array\)"):
+        StoredMaps(str(tmp_path)).read("k")

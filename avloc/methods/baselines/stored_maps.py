@@ -197,6 +197,8 @@ def read_map(path: Path) -> StoredMap:
             with np.load(path, allow_pickle=False) as content:
                 heatmap = content["heatmap"]
                 confidence = content.get("confidence")
+            if not all(isinstance(a, np.ndarray | None) for a in (heatmap, confidence)):
+                raise ValueError("an entry is no array")  # NumPy gives the bytes of what has not an array's begin
     except KeyError as e:
         raise MapsError(f"{path} has no entry 'heatmap'. Save it with numpy.savez(path, heatmap=...).") from e
     except (OSError, ValueError, EOFError, SyntaxError, TokenError, BadZipFile) as e:
