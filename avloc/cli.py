@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 import avloc.audit.command
 import avloc.bench.command
 import avloc.experiment.command
+import avloc.export.command
 import avloc.localize.command
 import avloc.report.command
 import avloc.world.command
@@ -40,6 +41,7 @@ COMMANDS: dict[Callable[..., None], tuple[str, dict[str, Any]]] = {
     avloc.report.command.report: (RESULTS, {}),
     avloc.report.command.leaderboard: (RESULTS, {}),
     avloc.report.command.rescore: (RESULTS, {}),
+    avloc.export.command.export: (RESULTS, {}),
     data_prep.command.prep: (DATA, PASSES_ON | {"help_option_names": []}),  # a converter tells its own options
     avloc.audit.command.audit: (DATA, {}),
     of_experiments.store: (DATA, PASSES_ON),

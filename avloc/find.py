@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from avloc.data.decoding import fit_audio
 from avloc.data.media import Floats, Pixels
 from avloc.data.media.pictures import eight_bits
 from avloc.data.media.sounds import downmix, mono, refuse_not_finite
+from avloc.download import DownloadError, fetch
 from avloc.errors import UsageError, told_by
 from avloc.localize.asking import Moment, ask, refuse_several_frames
 from avloc.localize.models import Chosen, choose, name_classes, toy_warning
@@ -35,6 +37,8 @@ from avloc.types import InputSpec
 
 __all__ = ["Found", "Model", "load"]
 
+ON_HUB = re.compile(r"(hf:)?[\w][\w.-]*/[\w][\w.-]*")
+"""``OWNER/NAME``, as no experiment is called."""
 Picture = str | Path | Image.Image | NDArray[Any] | torch.Tensor
 Sound = str | Path | NDArray[Any] | torch.Tensor
 
@@ -194,15 +198,18 @@ def load(name: str | Path, weights: str | Path | None = None) -> Model:
     """A method that is ready to answer.
 
     Args:
-        name: an experiment (its name or YAML), the folder of a run, or a checkpoint.
+        name: an experiment (its name or YAML), the folder of a run or of an export, a checkpoint, or the ``OWNER/NAME``
+            of an export on the Hugging Face hub, which is fetched once (`avloc.download.fetch`).
         weights: a checkpoint or run for an experiment that has to be trained; the newest run of it by default.
 
     Raises:
         UsageError: there is no such thing, or it has to be trained first.
-        WeightError: a frozen tower's file is missing; the message says how it comes.
+        WeightError: a frozen tower's file is missing, the message says how it comes; or the hub has no such export.
     """
     path = Path(name)
     try:
+        if ON_HUB.fullmatch(str(name)) and not path.exists() and not path.suffix:
+            return Model(choose(None, fetch_export(str(name))))
         if path.is_dir() or path.suffix == ".ckpt":
             return Model(choose(None, path))
         return Model(choose(str(name), Path(weights) if weights else None))
@@ -211,6 +218,21 @@ def load(name: str | Path, weights: str | Path | None = None) -> Model:
         if told is None:
             raise
         raise told from None
+
+
+def fetch_export(name: str) -> Path:
+    """The folder of an export on the hub, fetched where it is not here.
+
+    Raises:
+        DownloadError: the hub does not answer, or has none of that name.
+    """
+    source = f"hf:{name.removeprefix('hf:')}"
+    try:
+        return fetch([source])[source].parent
+    except DownloadError as e:
+        raise DownloadError(
+            f"{name} is no experiment, run or export on this machine, and as a name on the hub: {e}"
+        ) from e
 
 
 def answered(moment: Moment, picture: Pixels, limit: Threshold) -> Found:

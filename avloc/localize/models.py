@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from avloc.errors import UsageError
 from avloc.localize.regions import Threshold
 from avloc.methods.base import Localizer
 from avloc.methods.baselines.classes import ClassQuery, read_classes
+from avloc.methods.exported import CONFIG, is_exported, load_exported
 from avloc.methods.load import load_method
 from avloc.names import find_config, newest
 
@@ -43,8 +45,8 @@ def choose(experiment: str | None = None, checkpoint: Path | None = None) -> Cho
     Args:
         experiment: a YAML, or its name: the method with its settings, as trained by ``checkpoint`` or by the newest run
             of that name; a method without training needs neither.
-        checkpoint: a file, the folder of a run, or a folder of several runs, of which the newest counts. Alone, it
-            brings the settings that it was trained with.
+        checkpoint: a file, the folder of a run, a folder of several runs, of which the newest counts, or a folder that
+            `avloc export` wrote. Alone, it brings the settings that it was trained with.
 
     Raises:
         UsageError: nothing to choose from, or an experiment that has to be trained.
@@ -59,6 +61,8 @@ def choose(experiment: str | None = None, checkpoint: Path | None = None) -> Cho
                 f"No trained method was found under {RUNS}/. Name one with --ckpt, a method without training with "
                 "--experiment, or train one: make train EXP=quickstart."
             )
+    elif is_exported(checkpoint):
+        return by_export(checkpoint)
     elif checkpoint.is_dir():
         found = best_of(checkpoint)
         if found is None:  # the run of a method without training
@@ -67,6 +71,11 @@ def choose(experiment: str | None = None, checkpoint: Path | None = None) -> Cho
         found = checkpoint
     model = load_method(found)
     return Chosen(model, f"{type(model).__name__} of {found}", threshold_of(found))
+
+
+def by_export(folder: Path) -> Chosen:
+    model, about = load_exported(folder)
+    return Chosen(model, f"{type(model).__name__} of {folder}", chosen_threshold(about, folder / CONFIG))
 
 
 def by_experiment(config: Path | None, checkpoint: Path | None) -> Chosen:
@@ -130,13 +139,27 @@ def universal(run: Path | None) -> Threshold:
     if path is None or not path.is_file():
         return Threshold()
     try:
-        chosen = json.loads(path.read_text()).get("universal")
-        if not chosen:
-            return Threshold()
-        return Threshold(float(chosen["threshold"]), f"universal, chosen on {', '.join(chosen['chosen_on'])}: {path}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        return chosen_threshold(json.loads(path.read_text()), path)
+    except (OSError, ValueError, AttributeError) as e:
         raise UsageError(
             f"{path} cannot be read ({type(e).__name__}: {e}). Test the run again, or set --threshold."
+        ) from e
+
+
+def chosen_threshold(told: Mapping[str, Any], where: Path) -> Threshold:
+    """The universal threshold that a run's results or an exported folder tell, else the default.
+
+    Raises:
+        UsageError: what they tell is none.
+    """
+    chosen = told.get("universal")
+    if not chosen:
+        return Threshold()
+    try:
+        return Threshold(float(chosen["threshold"]), f"universal, chosen on {', '.join(chosen['chosen_on'])}: {where}")
+    except (ValueError, KeyError, TypeError) as e:
+        raise UsageError(
+            f"{where} cannot be read ({type(e).__name__}: {e}). Test the run again, or set --threshold."
         ) from e
 
 

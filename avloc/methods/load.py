@@ -18,7 +18,7 @@ from avloc.methods.base import OF_TRAINING, Localizer
 from avloc.methods.checkpoint import IDENTITY, CheckpointError, read_checkpoint, tensors_of
 from avloc.plugins import VARIABLE, may_import, plugins
 
-__all__ = ["load_method", "read_checkpoint"]
+__all__ = ["load_method", "method_of", "read_checkpoint"]
 
 ROOMS = ("avloc.methods", "avloc.backbones", "avloc.frontends", "avloc.data.mixing")
 """Where the parts of this package's methods are defined."""
@@ -38,7 +38,11 @@ def load_method(checkpoint: Path, device: str | torch.device | None = None) -> L
             depth, lies in a module that is neither the suite's nor a plugin's: a checkpoint's word alone runs no code.
             Or the checkpoint does not say what the method was built with.
     """
-    head = read_checkpoint(checkpoint)
+    return method_of(read_checkpoint(checkpoint), checkpoint, device)
+
+
+def method_of(head: dict[str, Any], checkpoint: Path, device: str | torch.device | None = None) -> Localizer:
+    """The same of what a checkpoint holds; ``checkpoint`` is its name in messages."""
     tensors = tensors_of(head)
     try:
         method = rebuild(head, checkpoint)

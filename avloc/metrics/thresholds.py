@@ -72,7 +72,8 @@ def largest_mean(maps: Tensor, count: int) -> Tensor:
 
 def sorts_with_numpy(x: Tensor) -> bool:
     """On a processor NumPy selects and sorts with vector instructions, five to fifteen times as fast as torch."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64, torch.int64)
+    in_numpy = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64, torch.int64)
+    return in_numpy and not torch.compiler.is_compiling()  # a graph of torch.export holds torch alone
 
 
 def rank_threshold(maps: Tensor, rank: Tensor) -> Tensor:
