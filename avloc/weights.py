@@ -453,7 +453,7 @@ def load_into(module: nn.Module, state: dict[str, Tensor], what: str, ignore: tu
         ignore: key suffixes that official files carry and the module does not want.
 
     Raises:
-        WeightError: another model's file; names up to three keys of each kind.
+        WeightError: another model's file; names up to three keys of each kind. Or some of its values are NaN.
     """
     own = module.state_dict()
     state = {k: v for k, v in state.items() if not k.endswith(ignore)} if ignore else state
@@ -473,6 +473,8 @@ def load_into(module: nn.Module, state: dict[str, Tensor], what: str, ignore: tu
         raise WeightError(
             f"{what} does not fit {type(module).__name__}: {'; '.join(parts)}. It is a file of another model or size."
         )
+    if strange := [k for k, v in state.items() if v.is_floating_point() and bool(v.isnan().any())]:
+        raise WeightError(f"{what} is damaged: {names_of(strange)} hold NaN. Download it again.")
     module.load_state_dict(state)
     module.of_file = OfFile(what, {k: fingerprint(v) for k, v in module.state_dict().items()})  # type: ignore[assignment]
 

@@ -155,3 +155,14 @@ def test_ignored_keys_are_by_suffix() -> None:
     state = {**nn.Linear(3, 2).state_dict(), "text.position_ids": torch.arange(3)}
     load_into(linear, state, "x", ignore=("position_ids",))
     assert torch.equal(linear.bias, state["bias"])
+
+
+def test_values_that_are_no_numbers_are_told() -> None:
+    module = nn.Linear(2, 3)
+    state = {k: v.clone() for k, v in module.state_dict().items()}
+    state["bias"][1] = float("nan")
+    with pytest.raises(WeightError, match=r"x\.pt is damaged: bias hold NaN"):
+        load_into(module, state, "x.pt")
+    assert bool(module.bias.isfinite().all())
+    state["bias"][1] = float("-inf")  # as in a mask
+    load_into(module, state, "x.pt")

@@ -14,6 +14,7 @@ import torch
 from jsonargparse import ArgumentParser
 from jsonargparse._common import parsing_settings
 
+from avloc.errors import told_by
 from avloc.methods.base import OF_TRAINING, Localizer
 from avloc.methods.checkpoint import IDENTITY, CheckpointError, read_checkpoint, tensors_of
 from avloc.plugins import VARIABLE, may_import, plugins
@@ -48,8 +49,11 @@ def method_of(head: dict[str, Any], checkpoint: Path, device: str | torch.device
         method = rebuild(head, checkpoint)
     except CheckpointError:
         raise
-    except (ArgumentError, TypeError, KeyError, AttributeError) as e:
-        raise CheckpointError(f"{checkpoint} does not say how its method is built ({type(e).__name__}: {e}).") from e
+    except (ArgumentError, TypeError, KeyError, AttributeError, ValueError) as e:
+        if told_by(e) is not None:  # what a method says of its own arguments
+            raise
+        why = (str(e).splitlines() or [""])[0]
+        raise CheckpointError(f"{checkpoint} does not say how its method is built ({type(e).__name__}: {why}).") from e
     method.on_load_checkpoint(head)
     method.load_state_dict(tensors, strict=False)  # on_load_checkpoint is the strict one
     return method.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
