@@ -22,6 +22,7 @@ import avloc.localize.command
 import avloc.report.command
 import avloc.world.command
 import data_prep.command
+from avloc import __version__
 from avloc.errors import UsageError, sentence, told_by
 from avloc.escapes import printable
 from avloc.experiment.command import KEYS_OF_A_YAML, PASSES_ON
@@ -82,8 +83,17 @@ app.add_typer(
 )
 
 
+def tell_version(wanted: bool) -> None:
+    if wanted:
+        print(f"avloc {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def options(debug: bool = typer.Option(False, "--debug", help="Show the trace of an error; stands anywhere.")) -> None:
+def options(
+    debug: bool = typer.Option(False, "--debug", help="Show the trace of an error; stands anywhere."),
+    version: bool = typer.Option(False, "--version", callback=tell_version, is_eager=True, help="Tell it and stop."),
+) -> None:
     pass
 
 

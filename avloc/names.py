@@ -24,10 +24,10 @@ __all__ = [
 
 
 def experiments_folder() -> Path:
-    """The YAML files: beside the package in a checkout, inside it when installed."""
+    """The YAML files: inside the package when installed, beside it in a checkout."""
     package = Path(__file__).resolve().parent
-    beside = package.parent / "experiments"
-    return beside if beside.is_dir() else package / "experiments"
+    inside = package / "experiments"
+    return inside if inside.is_dir() else package.parent / "experiments"
 
 
 def known() -> dict[str, Path]:
