@@ -105,7 +105,7 @@ def test_from_an_empty_folder(command: Path, tmp_path: Path) -> None:
     trained = tmp_path / "runs" / "quickstart" / "version_0"
     assert (trained / "results.json").is_file()
     assert (trained / "report.html").is_file()
-    run(command, "report", trained, "--paper", "souple", "--out", "report", cwd=tmp_path)
+    run(command, "report", trained, "--out", "report", cwd=tmp_path)
     assert (tmp_path / "report" / "report.html").is_file()
     write_clip(tmp_path / "clip.mp4", seconds=2)
     run(command, "localize", "clip.mp4", "--out", "out", cwd=tmp_path)
